@@ -1,0 +1,56 @@
+# Build helpers: every folder is one static library, every test one gtest binary with a label.
+
+find_package(Threads REQUIRED)
+find_package(absl REQUIRED)
+find_package(Protobuf REQUIRED)
+find_package(PkgConfig REQUIRED)
+
+find_program(BATON_CCACHE ccache)
+if(BATON_CCACHE)
+  # Paths relative to the source tree, so that several build folders share one cache.
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${CMAKE_SOURCE_DIR}
+      CCACHE_NOHASHDIR=1 CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
+      ${BATON_CCACHE})
+endif()
+
+add_library(baton_flags INTERFACE)
+target_include_directories(baton_flags INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR}/gen)
+target_compile_options(baton_flags INTERFACE -Wall -Wextra -Wno-missing-field-initializers
+                       $<$<BOOL:${BATON_WERROR}>:-Werror> -fno-math-errno -ffp-contract=off)
+target_link_libraries(baton_flags INTERFACE Threads::Threads)
+if(BATON_SANITIZE)
+  foreach(sanitizer IN LISTS BATON_SANITIZE)
+    target_compile_options(baton_flags INTERFACE -fsanitize=${sanitizer} -fno-omit-frame-pointer)
+    target_link_options(baton_flags INTERFACE -fsanitize=${sanitizer})
+  endforeach()
+  target_compile_options(baton_flags INTERFACE -fno-sanitize-recover=all)
+endif()
+
+# baton_library(NAME SRCS a.cc ... DEPS target ...)
+# A library without sources becomes an INTERFACE library, so that folders can grow into their place.
+function(baton_library name)
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
+  if(ARG_SRCS)
+    add_library(${name} STATIC ${ARG_SRCS})
+    target_link_libraries(${name} PUBLIC baton_flags ${ARG_DEPS})
+  else()
+    add_library(${name} INTERFACE)
+    target_link_libraries(${name} INTERFACE baton_flags ${ARG_DEPS})
+  endif()
+endfunction()
+
+# baton_test(NAME SRCS a_test.cc ... DEPS target ... LABELS fast|slow|e2e [TIMEOUT seconds])
+# One ctest entry per binary: discovery per case costs more start-ups than the tests themselves.
+function(baton_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  add_executable(${name} ${ARG_SRCS})
+  target_link_libraries(${name} PRIVATE baton_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
+  target_compile_definitions(${name} PRIVATE BATON_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
+                             BATON_BINARY_DIR="${CMAKE_BINARY_DIR}")
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
+                       ENVIRONMENT "ASAN_OPTIONS=detect_stack_use_after_return=1;TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp;UBSAN_OPTIONS=print_stacktrace=1")
+endfunction()
