@@ -1,0 +1,100 @@
+#ifndef BATON_KERNELS_BACKEND_H_
+#define BATON_KERNELS_BACKEND_H_
+
+// A Device is one place where ops run: the table of a backend's ops plus what they need (threads,
+// scratch memory, the instruction set they may use). Whoever computes owns one; ops take it by
+// reference. One op at a time per Device: calls from several threads must be serialized by the
+// owner, two Devices are independent. An op has finished when it returns (host backends) or is
+// ordered before later ops of the same Device (devices with queues; see Synchronize).
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/thread_pool.h"
+#include "kernels/scratch.h"
+
+namespace baton::kernels {
+
+enum class BackendKind : uint8_t {
+  kReference,  // slow, double accumulation: the oracle
+  kCpu,        // SIMD with runtime dispatch, multi-threaded
+  kCuda,
+};
+const char* BackendName(BackendKind kind);
+
+// Instruction sets of the cpu backend, low to high. Bits are the same for every run at one level,
+// not across levels.
+enum class IsaLevel : uint8_t {
+  kPortable,    // what every machine of the architecture has
+  kAvx2,        // AVX2, FMA, F16C
+  kAvx512,      // AVX-512 F, BW, DQ, VL
+  kAvx512Bf16,  // and AVX512_BF16, AVX512_VBMI
+};
+const char* IsaName(IsaLevel isa);
+// The highest level that this machine runs.
+IsaLevel DetectIsa();
+
+struct DeviceOptions {
+  BackendKind backend = BackendKind::kCpu;
+  int threads = 0;   // 0: one for each CPU the process may run on; else 1..1024
+  bool pin = false;  // pin thread i to the i-th allowed CPU
+  IsaLevel max_isa = IsaLevel::kAvx512Bf16;  // the level used is min(max_isa, DetectIsa())
+};
+
+struct OpTable;  // kernels/op_table.h
+
+// Bytes in the device's memory, 64-byte aligned, freed with the object. Not zeroed. The Device must
+// outlive it.
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  DeviceBuffer(void* data, size_t bytes, void (*free)(void*)) : data_(data, free), bytes_(bytes) {}
+  void* data() const { return data_.get(); }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  std::unique_ptr<void, void (*)(void*)> data_{nullptr, [](void*) {}};
+  size_t bytes_ = 0;
+};
+
+class Device {
+ public:
+  Device(BackendKind kind, IsaLevel isa, const OpTable& ops, const ThreadPoolOptions& threads);
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  BackendKind kind() const { return kind_; }
+  IsaLevel isa() const { return isa_; }
+  const OpTable& ops() const { return ops_; }
+  ThreadPool& pool() { return pool_; }
+  // Valid inside one op: every op resets it first.
+  Scratch& scratch() { return scratch_; }
+  // Whether the host may dereference tensor data of this device.
+  bool host_memory() const { return kind_ != BackendKind::kCuda; }
+
+  // RESOURCE_EXHAUSTED when the memory is not there.
+  absl::StatusOr<DeviceBuffer> Allocate(size_t bytes);
+  // Copy `bytes` between host and device memory; done on return.
+  absl::Status CopyToDevice(void* device, const void* host, size_t bytes);
+  absl::Status CopyToHost(void* host, const void* device, size_t bytes);
+  // Returns when every op called before has finished, with the first error one of them met.
+  absl::Status Synchronize();
+
+ private:
+  const BackendKind kind_;
+  const IsaLevel isa_;
+  const OpTable& ops_;
+  ThreadPool pool_;
+  Scratch scratch_;
+};
+
+// FAILED_PRECONDITION for a backend this build does not have (the message names the preset to
+// build), INVALID_ARGUMENT for options out of range.
+absl::StatusOr<std::unique_ptr<Device>> CreateDevice(const DeviceOptions& options);
+
+}  // namespace baton::kernels
+
+#endif  // BATON_KERNELS_BACKEND_H_

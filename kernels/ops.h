@@ -1,0 +1,363 @@
+#ifndef BATON_KERNELS_OPS_H_
+#define BATON_KERNELS_OPS_H_
+
+// Every operation of the forward pass, once. Each function checks its arguments (ops.cc) and calls
+// the backend's table.
+//
+// Conventions
+//  - Layouts are row-major. "[T, H] rows" may have gaps between rows (strides[0] >= H); all else is
+//  without gaps. Data is
+//    aligned to its element size, no more. A T of 0 is legal everywhere and does nothing.
+//  - TensorViews lie in the device's memory; spans, scalars and pointers in structs lie in the
+//  host's.
+//  - "act" is the activation dtype: F32 or BF16, the same for all "act" tensors of one call. The
+//  residual stream is F32.
+//  - A parameter marked "nullable" may be an absent view (TensorView{}).
+//  - Sums are in F32 (double in `reference`), rounded once to the output's dtype: to nearest, ties
+//  to even.
+//  - ROW INVARIANCE: what is written for one row depends on that row's inputs only, bit for bit:
+//  not on the other rows,
+//    their number, the chunking or the thread count (one backend, one ISA level).
+//  - Errors: INVALID_ARGUMENT for a wrong shape, dtype, alignment, null or range, naming value and
+//  expectation; nothing is
+//    written then. On host backends the contents of index tensors (ids, slots, page tables,
+//    offsets) are checked too.
+//  - Names of dimensions: T rows (tokens) of the batch, H hidden, K in and N out of a matrix, h
+//  heads, E experts, k choices
+//    of a token, S sequences, V vocabulary.
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "kernels/backend.h"
+#include "kernels/tensor.h"
+
+namespace baton::kernels {
+
+// A weight matrix as checkpoints store it: [N, K] (out, in), BF16, F32 or F8E4M3.
+struct Weight {
+  TensorView w;       // [N, K] rows
+  TensorView scales;  // F32 [ceil(N / block_n), ceil(K / block_k)]; w[n][k] * scales[n / block_n][k
+                      // / block_k]. Required for F8E4M3, absent otherwise. This is the checkpoint's
+                      // `weight_scale_inv`.
+  int block_n = 128;  // > 0
+  int block_k = 128;  // > 0, a multiple of 64
+  bool absent() const { return w.absent(); }
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Rows in, rows out
+
+// out[t] = table[ids[t]]. INVALID_ARGUMENT for an id outside [0, V).
+struct EmbedArgs {
+  TensorView ids;    // I32 [T]
+  TensorView table;  // BF16 or F32 [V, H] rows
+  TensorView out;    // out: F32 [T, H] rows
+};
+absl::Status Embed(Device& device, const EmbedArgs& args);
+
+// RMS norm (Zhang and Sennrich 2019): x += add (if given, rounded to x's dtype); out = x /
+// sqrt(mean(x^2) + eps) * weight.
+struct RmsNormArgs {
+  TensorView x;       // F32 or BF16 [T, H] rows; in and out when `add` is given, else only read
+  TensorView add;     // nullable: F32 or BF16 [T, H] rows, added into x first
+  TensorView weight;  // BF16 or F32 [H]
+  TensorView out;     // out: F32 or BF16 [T, H] rows; may be x itself when the dtypes agree
+  float eps = 1e-6f;  // >= 0
+};
+absl::Status RmsNorm(Device& device, const RmsNormArgs& args);
+
+enum class Epilogue : uint8_t {
+  kNone,     // out = x w^T
+  kSiluMul,  // out = silu(x w^T) * (x w2^T), silu(z) = z / (1 + exp(-z)); w is the gate and w2 the
+             // up projection
+  kAdd,      // out += x w^T (out F32)
+};
+
+// A dense layer without bias. One block scale multiplies its block_k-deep partial sum.
+struct LinearArgs {
+  TensorView x;    // act [T, K] rows
+  Weight w;        // [N, K]
+  Weight w2;       // kSiluMul only: [N, K], same dtype and blocks as w
+  TensorView out;  // out (kAdd: in and out): F32 or act [T, N] rows
+  Epilogue epilogue = Epilogue::kNone;
+};
+absl::Status Linear(Device& device, const LinearArgs& args);
+
+// Quantizes groups of 128 along K: scale = max|x| / 448 (1 for an all-zero group), out = round(x /
+// scale), ties to even. A group that holds NaN or inf gets scale NaN.
+struct QuantizeFp8Args {
+  TensorView x;       // act [T, K] rows
+  TensorView out;     // out: F8E4M3 [T, K] rows
+  TensorView scales;  // out: F32 [T, ceil(K / 128)] rows
+};
+absl::Status QuantizeFp8(Device& device, const QuantizeFp8Args& args);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Latent pages
+
+// Layout of one token's entry in one layer (little-endian, no padding). kF32 serves comparisons
+// with float oracles.
+enum class KvFormat : uint8_t {
+  kBF16,  // kv_lora BF16 latents, rope BF16 rotary keys: 1152 B at 512/64
+  kFP8,   // kv_lora E4M3, ceil(kv_lora / 128) F32 scales (as QuantizeFp8), rope BF16: 656 B at
+          // 512/64
+  kF32,   // kv_lora F32, rope F32
+};
+const char* KvFormatName(KvFormat format);
+// Bytes of one token's entry in one layer.
+int64_t KvEntryBytes(KvFormat format, int64_t kv_lora, int64_t rope);
+
+// The pages of one layer. Entry of (page, offset) starts at byte offset * KvEntryBytes of row
+// `page`.
+struct KvPages {
+  TensorView data;  // U8 [num_pages, page_bytes] rows, page_bytes >= page_tokens * KvEntryBytes;
+                    // 4-byte aligned rows
+  KvFormat format = KvFormat::kBF16;
+  int page_tokens = 64;  // 16..256
+  int kv_lora = 0;       // a multiple of 32, 32..4096
+  int rope = 0;          // even, 2..256
+};
+
+// Which rows belong to which sequence, and where its context lies. Row i of a sequence with R =
+// query_start[s+1] - query_start[s] rows stands at position context_len[s] - R + i and sees the
+// keys at positions 0 .. its own, all of which must be in the pages (RopeAndPage comes first, for
+// the chunk's own rows too).
+struct PagedBatch {
+  TensorView query_start;  // I32 [S + 1], ascending from 0 to T
+  TensorView context_len;  // I32 [S], tokens including this call's rows; >= R
+  TensorView page_table;   // I32 [S, max_pages] rows: page id of positions [i * page_tokens, ...);
+                           // entries at and behind ceil(context_len / page_tokens) are not read
+};
+
+// Per row: rotates q's last `rope` values and the rotary key (interleaved pairs (0,1), (2,3), ...,
+// as checkpoints store them: (a, b) -> (a cos - b sin, a sin + b cos)), norms the latent (RMS,
+// kv_a_layernorm) and writes both to the page slot.
+struct RopeAndPageArgs {
+  TensorView q;          // in and out: act [T, h, nope + rope]
+  TensorView kv_a;       // act [T, kv_lora + rope] rows: output of kv_a_proj_with_mqa
+  TensorView kv_norm;    // BF16 or F32 [kv_lora]
+  TensorView cos;        // F32 [max_position, rope / 2]; any factor of YaRN included
+  TensorView sin;        // F32 [max_position, rope / 2]
+  TensorView positions;  // I32 [T], each in [0, max_position)
+  TensorView slots;   // I64 [T]: page id * page_tokens + offset; negative: the row is not written
+  KvPages pages;      // in and out
+  float eps = 1e-6f;  // of the norm
+};
+absl::Status RopeAndPage(Device& device, const RopeAndPageArgs& args);
+
+// Attention in MHA form (DeepSeek-V2, section 2.1): keys and values of each head are expanded from
+// the latents in the pages.
+//   k[j] = (W_UK latent[j], rotary[j]), v[j] = W_UV latent[j], out = sum_j softmax_j(scale * q .
+//   k[j]) v[j]
+// Online softmax over blocks of 64 keys at absolute positions, ascending.
+struct MlaPrefillArgs {
+  TensorView q;  // act [T, h, nope + rope], rotated
+  Weight kv_b;   // [h * (nope + v), kv_lora]: for each head nope rows of W_UK, then v rows of W_UV
+  KvPages pages;
+  PagedBatch batch;
+  TensorView out;              // out: act [T, h, v]
+  float softmax_scale = 0.0f;  // > 0
+};
+absl::Status MlaPrefill(Device& device, const MlaPrefillArgs& args);
+
+// The absorbed form, step 1: out[t][i] = q_nope[t][i] W_UK[i] for every head i.
+struct MlaAbsorbQArgs {
+  TensorView q;    // act [T, h, nope + rope]; the first nope values of each head are read
+  Weight kv_b;     // as in MlaPrefillArgs
+  TensorView out;  // out: F32 or act [T, h, kv_lora]
+  int v = 0;       // value dims of a head; nope follows from kv_b: N / h - v
+};
+absl::Status MlaAbsorbQ(Device& device, const MlaAbsorbQArgs& args);
+
+// Step 2, attention on latents: out[t][i] = sum_j softmax_j(scale * (q_lat . latent[j] + q_pe .
+// rotary[j])) latent[j]. Splits of 256 keys at absolute positions, each an online softmax over its
+// blocks of 64, merged in ascending order.
+struct MlaDecodeArgs {
+  TensorView q_lat;  // F32 or act [T, h, kv_lora]: MlaAbsorbQ's output
+  TensorView q;      // act [T, h, nope + rope], rotated; the last rope values of each head are read
+  KvPages pages;
+  PagedBatch batch;
+  TensorView out;              // out: F32 or act [T, h, kv_lora]
+  float softmax_scale = 0.0f;  // > 0
+};
+absl::Status MlaDecode(Device& device, const MlaDecodeArgs& args);
+
+// Step 3: out[t][i] = W_UV[i] o_lat[t][i].
+struct MlaExpandVArgs {
+  TensorView o_lat;  // F32 or act [T, h, kv_lora]
+  Weight kv_b;       // as in MlaPrefillArgs
+  TensorView out;    // out: act [T, h, v]
+};
+absl::Status MlaExpandV(Device& device, const MlaExpandVArgs& args);
+
+// What a page range is: `count` tokens from `first` on in page `page`.
+struct PageRange {
+  int32_t page = 0;
+  int32_t first = 0;
+  int32_t count = 0;
+};
+
+// Copies entries of one layer into a message, range after range without gaps, and returns the
+// message's checksum (XXH3, 64 bits, `seed`).
+struct PagesPackArgs {
+  KvPages pages;
+  absl::Span<const PageRange> ranges;
+  TensorView message;            // out: U8 [sum of counts * KvEntryBytes]
+  uint64_t seed = 0;             // of the checksum: binds the message to its header
+  uint64_t* checksum = nullptr;  // out, host memory
+};
+absl::Status PagesPack(Device& device, const PagesPackArgs& args);
+
+// The reverse. DATA_LOSS, with the pages untouched, when the message's checksum is not `checksum`.
+struct PagesUnpackArgs {
+  KvPages pages;  // in and out
+  absl::Span<const PageRange> ranges;
+  TensorView message;  // U8 [sum of counts * KvEntryBytes]
+  uint64_t seed = 0;
+  uint64_t checksum = 0;  // expected
+};
+absl::Status PagesUnpack(Device& device, const PagesUnpackArgs& args);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Mixture of experts
+
+enum class GateScore : uint8_t { kSoftmax, kSigmoid };
+enum class GroupScore : uint8_t {
+  kMax,        // best score of the group (V2)
+  kSumOfTop2,  // sum of the two best biased scores (V3)
+};
+
+// Router of a MoE layer (DeepSeek-V2 section 2.2, V3 section 2.1.2). s = softmax or sigmoid of x
+// w^T; choose by s + bias: the topk_group best groups, then the top_k best experts in them, ties to
+// the lowest id. Weights are s (no bias), divided by (their sum + 1e-20) if `normalize`, times
+// `scale`.
+struct MoeGateArgs {
+  TensorView x;     // act [T, H] rows
+  TensorView gate;  // BF16 or F32 [E, H] rows
+  TensorView bias;  // nullable: F32 [E]
+  GateScore score = GateScore::kSigmoid;
+  GroupScore group_score = GroupScore::kSumOfTop2;
+  int n_group = 1;     // divides E; with kSumOfTop2 and n_group > 1 a group has at least 2 experts
+  int topk_group = 1;  // 1..n_group
+  int top_k = 1;       // 1..min(64, topk_group * E / n_group)
+  bool normalize = true;
+  float scale = 1.0f;
+
+  TensorView experts;  // out: I32 [T, k] logical ids, best first
+  TensorView weights;  // out: F32 [T, k], of the same choices
+
+  // Redundant experts; all three absent or all three given. physical = replicas[e][row_hash %
+  // replica_count[e]].
+  TensorView replicas;       // nullable: I32 [E, max_replicas], physical ids
+  TensorView replica_count;  // nullable: I32 [E], 1..max_replicas
+  TensorView row_hash;  // nullable: I32 [T], taken as unsigned; a function of the token alone (e.g.
+                        // of its position)
+  TensorView physical;  // out, nullable (required with `replicas`): I32 [T, k]
+};
+absl::Status MoeGate(Device& device, const MoeGateArgs& args);
+
+// Groups the (token, choice) pairs by expert. Experts [first_expert, first_expert + E) are here;
+// other choices are skipped. Pairs of one expert keep their order (token, then choice).
+struct MoePermuteArgs {
+  TensorView experts;  // I32 [T, k], ids of the slots to run in (physical ids where there are
+                       // replicas), each >= 0
+  int first_expert = 0;
+  TensorView
+      offsets;  // out: I32 [E + 1]: pairs of local expert e are rows [offsets[e], offsets[e + 1])
+  TensorView
+      row_tokens;   // out: I32 [T * k]: token of each row; rows at and behind offsets[E] get -1
+  TensorView rows;  // out: I32 [T, k]: row of each pair, -1 when its expert is elsewhere
+};
+absl::Status MoePermute(Device& device, const MoePermuteArgs& args);
+
+// One Linear for each expert: rows [offsets[e], offsets[e + 1]) of out use w[e]. Arithmetic per row
+// as in Linear. Weights of experts without rows are not touched.
+struct GroupedLinearArgs {
+  TensorView x;          // act [M, K] rows
+  TensorView row_index;  // nullable: I32 [R], row of x that row r of out reads, in [0, M); absent:
+                         // row r itself (M >= R)
+  TensorView
+      offsets;  // I32 [E + 1], ascending from 0; offsets[E] <= R. Rows behind it are not written.
+  absl::Span<const Weight> w;           // E weights of one shape [N, K], dtype and block size
+  absl::Span<const Weight> w2;          // kSiluMul only: the same again
+  TensorView out;                       // out: F32 or act [R, N] rows
+  Epilogue epilogue = Epilogue::kNone;  // kNone or kSiluMul
+};
+absl::Status GroupedLinear(Device& device, const GroupedLinearArgs& args);
+
+// out[t] = (accumulate ? out[t] : 0) + (shared[t] + sum over choices in ascending `experts` id of
+// weight * row). The inner sum starts at 0, adds the choices by fused multiply-add, then shared.
+// Choices with rows = -1 are left out.
+struct MoeCombineArgs {
+  TensorView y;     // F32 or BF16 [R, H] rows: the experts' outputs
+  TensorView rows;  // I32 [T, k] from MoePermute, each < R
+  TensorView
+      experts;  // I32 [T, k]: logical ids, so that the order does not depend on the placement
+  TensorView weights;  // F32 [T, k]
+  TensorView shared;   // nullable: F32 or BF16 [T, H] rows: output of the shared experts
+  bool accumulate = false;
+  TensorView out;  // out (in and out if accumulate): F32 [T, H] rows
+};
+absl::Status MoeCombine(Device& device, const MoeCombineArgs& args);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Logits
+
+// logits[t][i] = -inf where bit i % 32 of mask[t][i / 32] is 0.
+struct LogitsMaskArgs {
+  TensorView logits;  // in and out: F32 [T, V] rows
+  TensorView mask;    // I32 [T, ceil(V / 32)] rows, words taken as unsigned
+};
+absl::Status LogitsMask(Device& device, const LogitsMaskArgs& args);
+
+// A token seen in the prompt or generated so far.
+struct TokenCount {
+  int32_t token = 0;
+  int32_t generated = 0;  // times it was generated; 0: it stands in the prompt only
+};
+
+struct SampleParams {
+  float temperature = 1.0f;           // >= 0; 0: greedy (argmax, lowest id on ties)
+  int32_t top_k = 0;                  // 0: off
+  float top_p = 1.0f;                 // (0, 1]; 1: off
+  float min_p = 0.0f;                 // [0, 1]; 0: off
+  float repetition_penalty = 1.0f;    // > 0; logit > 0 ? logit / p : logit * p for every token seen
+  float presence_penalty = 0.0f;      // subtracted once for a token generated at least once
+  float frequency_penalty = 0.0f;     // subtracted `generated` times
+  absl::Span<const TokenCount> seen;  // each token at most once; needed only with penalties
+  uint64_t seed = 0;
+  int64_t position = 0;  // of the token to draw, in its sequence; (seed, position) fixes the draw
+  int32_t top_logprobs = 0;  // 0..20: how many of the most likely tokens to report
+};
+
+struct TokenLogprob {
+  int32_t token = 0;
+  float logprob = 0.0f;
+};
+
+struct SampleResult {
+  int32_t token =
+      -1;  // -1: the row holds NaN or +inf, or nothing but -inf: there is no distribution
+  float logprob = 0.0f;   // natural log of softmax(logits) before penalties and temperature
+  int32_t top_count = 0;  // min(top_logprobs, tokens that are not masked)
+  TokenLogprob top[20];   // the first top_count are set: most likely first, ties to the lowest id
+};
+
+// Chooses one token for each row, in this order: penalties (repetition, then frequency and
+// presence), temperature, top-k (ties at the border to the lowest ids), top-p (the shortest prefix
+// of the order by probability whose mass reaches top_p), min-p (at least min_p times the best),
+// draw. Kept tokens are weighed by exp((logit - best) / temperature) in double and walked in
+// ascending id; the draw is u = (53 bits of Philox4x32 with counter (position, 0), key seed) *
+// 2^-53.
+struct SampleArgs {
+  TensorView logits;                      // F32 [T, V] rows
+  absl::Span<const SampleParams> params;  // [T]
+  absl::Span<SampleResult> results;       // out: [T]
+};
+absl::Status Sample(Device& device, const SampleArgs& args);
+
+}  // namespace baton::kernels
+
+#endif  // BATON_KERNELS_OPS_H_
