@@ -1,0 +1,35 @@
+#ifndef BATON_MODEL_MODEL_RUNNER_H_
+#define BATON_MODEL_MODEL_RUNNER_H_
+
+// The Runner (model/runner.h) that executes a loaded model on one device.
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "kernels/ops.h"
+#include "model/loaded_model.h"
+#include "model/runner.h"
+
+namespace baton::model {
+
+struct RunnerOptions {
+  kernels::DeviceOptions device;
+  kernels::KvFormat kv_format = kernels::KvFormat::kBF16;
+  kernels::DType activations = kernels::DType::kBF16;  // or kF32, for comparison with float oracles
+  int32_t page_tokens = 64;                            // 16..256
+  int32_t total_pages =
+      256;  // >= 1; page ids 0 .. total_pages - 1 (all layers of one id count as one page)
+  int32_t max_batch_rows = 512;  // 1..65536; rows of one BatchPlan at most
+};
+
+// Allocates pages and scratch memory; `Run` allocates no more than bookkeeping. INVALID_ARGUMENT
+// for options out of range, FAILED_PRECONDITION for a backend that this build lacks,
+// RESOURCE_EXHAUSTED when the memory is not there.
+absl::StatusOr<std::unique_ptr<Runner>> CreateRunner(std::shared_ptr<const LoadedModel> model,
+                                                     const RunnerOptions& options);
+
+}  // namespace baton::model
+
+#endif  // BATON_MODEL_MODEL_RUNNER_H_
