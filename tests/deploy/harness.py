@@ -1,0 +1,90 @@
+"""What the checks of deploy/ share: command line, kustomize, and processes that are always ended."""
+
+import argparse
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import unittest
+import urllib.error
+import urllib.request
+
+import yaml
+
+_args = None
+# Each process of a test must be up within this; generous, since a sanitizer build on a busy machine is slow.
+START_TIMEOUT_S = 60
+
+
+def main():
+    global _args
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--baton", required=True, help="the built binary")
+    parser.add_argument("--source", required=True, help="the source tree")
+    _args, rest = parser.parse_known_args()
+    # The tests import this file as `harness`; running one makes the test itself __main__.
+    sys.modules["harness"]._args = _args
+    unittest.main(module="__main__", argv=[sys.argv[0], *rest], verbosity=2)
+
+
+def baton():
+    return _args.baton
+
+
+def source():
+    return pathlib.Path(_args.source)
+
+
+def tool(name):
+    return str(pathlib.Path(sys.executable).parent / name)
+
+
+def render_manifests():
+    """Every object of the Kubernetes base, as kustomize renders it."""
+    rendered = subprocess.run([tool("kubectl"), "kustomize", str(source() / "deploy/kubernetes/base")],
+                              check=True, capture_output=True, text=True).stdout
+    return [obj for obj in yaml.safe_load_all(rendered) if obj]
+
+
+def config_map_file(objects):
+    """The text of the one configuration file."""
+    return next(o for o in objects if o["kind"] == "ConfigMap")["data"]["baton.yaml"]
+
+
+@contextlib.contextmanager
+def process(arguments, log, env=None):
+    """Runs a command, its output going to `log`; ends it whatever happens."""
+    with open(log, "wb") as out:
+        child = subprocess.Popen(arguments, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})})
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+        child.wait()
+
+
+def wait_until(condition, what, log=None, child=None, timeout_s=START_TIMEOUT_S):
+    """Polls until `condition()` is true and returns its value; fails with the process's log otherwise."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        if child is not None and child.poll() is not None:
+            break
+        time.sleep(0.05)
+    tail = pathlib.Path(log).read_text(errors="replace")[-4000:] if log else ""
+    status = f", exit status {child.returncode}" if child is not None and child.poll() is not None else ""
+    raise AssertionError(f"waited {timeout_s} s in vain for {what}{status}\n{tail}")
+
+
+def http_ok(url):
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return response.status == 200
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,111 @@
+"""The Kubernetes base renders, passes a strict schema check and agrees with itself and with the Dockerfile."""
+
+import re
+import subprocess
+import unittest
+
+import harness
+import kubernetes_validate
+import yaml
+
+ROLES = ("router", "prefill", "decode")
+
+
+def workloads(objects):
+    return {o["metadata"]["labels"]["app.kubernetes.io/component"]: o
+            for o in objects if o["kind"] in ("Deployment", "StatefulSet")}
+
+
+class ManifestsTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.objects = harness.render_manifests()
+
+    def test_every_object_passes_the_strict_schema(self):
+        self.assertGreaterEqual(len(self.objects), 8)
+        for obj in self.objects:
+            with self.subTest(kind=obj["kind"], name=obj["metadata"]["name"]):
+                kubernetes_validate.validate(obj, "1.30", strict=True)
+
+    def test_schema_check_notices_a_misspelled_field(self):
+        broken = yaml.safe_load(yaml.safe_dump(self.objects[-1]))
+        broken["spec"]["replicsa"] = 1
+        with self.assertRaises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(broken, "1.30", strict=True)
+
+    def test_one_workload_and_one_service_per_role(self):
+        self.assertEqual(sorted(workloads(self.objects)), sorted(ROLES))
+        services = [o["metadata"]["name"] for o in self.objects if o["kind"] == "Service"]
+        self.assertEqual(sorted(services), sorted(f"baton-{r}" for r in ROLES))
+
+    def test_one_config_map_is_mounted_by_every_role(self):
+        maps = [o["metadata"]["name"] for o in self.objects if o["kind"] == "ConfigMap"]
+        self.assertEqual(len(maps), 1)
+        for role, workload in workloads(self.objects).items():
+            volumes = {v["name"]: v for v in workload["spec"]["template"]["spec"]["volumes"]}
+            self.assertEqual(volumes["config"]["configMap"]["name"], maps[0], role)
+
+    def test_probes_name_ports_that_exist_and_drain_fits_the_grace_period(self):
+        config = harness.config_map_file(self.objects)
+        drain_s = yaml.safe_load(config)["drain"]["timeout_ms"] / 1000
+        for role, workload in workloads(self.objects).items():
+            spec = workload["spec"]["template"]["spec"]
+            container = spec["containers"][0]
+            ports = {p["containerPort"] for p in container["ports"]}
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                self.assertIn(container[probe]["grpc"]["port"], ports, f"{role} {probe}")
+            pause_s = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
+            self.assertLess(pause_s + drain_s, spec["terminationGracePeriodSeconds"], role)
+            self.assertTrue(spec["securityContext"]["runAsNonRoot"], role)
+
+    def test_services_reach_the_ports_that_the_config_file_listens_on(self):
+        config = yaml.safe_load(harness.config_map_file(self.objects))
+        listening = {"router": config["server"]["grpc_address"], "prefill": config["prefill"]["address"],
+                     "decode": config["decode"]["address"]}
+        for obj in self.objects:
+            if obj["kind"] != "Service":
+                continue
+            role = obj["metadata"]["labels"]["app.kubernetes.io/component"]
+            grpc = next(p["port"] for p in obj["spec"]["ports"] if p["name"] == "grpc")
+            self.assertEqual(listening[role].rsplit(":", 1)[1], str(grpc), role)
+        self.assertIn("baton-prefill", config["router"]["prefill_workers"][0])
+        self.assertIn("baton-decode", config["router"]["decode_workers"][0])
+
+
+class DockerfileTest(unittest.TestCase):
+    def test_runtime_stage_installs_every_library_the_binary_links(self):
+        text = (harness.source() / "deploy/docker/Dockerfile").read_text()
+        block = re.search(r"# runtime-packages: begin\n(.*)# runtime-packages: end", text, re.S).group(1)
+        wanted = re.findall(r"^ +([a-z0-9][a-z0-9.+-]+) \\$", block, re.M)
+        self.assertGreater(len(wanted), 5)
+        installed = set(wanted) | self.dependencies(wanted)
+        libraries = subprocess.run(["ldd", harness.baton()], check=True, capture_output=True, text=True).stdout
+        for path in re.findall(r"=> (/\S+)", libraries):
+            owner = self.owner(path)
+            self.assertIn(owner, installed, f"{path} belongs to {owner}: add it to the runtime stage")
+
+    @staticmethod
+    def owner(path):
+        """The Debian package of a shared library; usr-merge makes dpkg know only one of the two spellings."""
+        for candidate in (path, path.removeprefix("/usr"), "/usr" + path):
+            found = subprocess.run(["dpkg", "-S", candidate], capture_output=True, text=True)
+            if found.returncode == 0:
+                return found.stdout.split(":")[0]
+        return f"no package (of {path})"
+
+    @staticmethod
+    def dependencies(packages):
+        """Everything that apt would bring along, from the package database of this machine."""
+        seen, todo = set(), list(packages)
+        while todo:
+            shown = subprocess.run(["dpkg-query", "-W", "-f", "${Depends}", todo.pop()],
+                                   capture_output=True, text=True).stdout
+            for name in re.findall(r"(?:^|, |\| )([a-z0-9][a-z0-9.+-]+)", shown):
+                if name not in seen:
+                    seen.add(name)
+                    todo.append(name)
+        return seen
+
+
+if __name__ == "__main__":
+    harness.main()
