@@ -1,0 +1,459 @@
+#include "base/metrics.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <sstream>
+#include <utility>
+#include <vector>
+
+#include "base/check.h"
+
+namespace baton {
+namespace {
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+
+// --- Buckets, chosen so that a quantile read off them is right to about 20% where it matters.
+
+constexpr double kRequestSeconds[] = {0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1,
+                                      0.15,  0.2,   0.25, 0.3,  0.4,  0.5,  0.75, 1,    1.5,
+                                      2,     3,     5,    7.5,  10,   20,   40,   80,   160};
+constexpr double kLongSeconds[] = {0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1,  1.5, 2,   3,
+                                   5,    7.5, 10,  15,  20,  30,   60, 120, 240, 480};
+constexpr double kTokenSeconds[] = {0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075,
+                                    0.01,   0.015, 0.02,   0.025, 0.03,  0.04,  0.05,  0.075,
+                                    0.1,    0.15,  0.2,    0.3,   0.5,   1,     2.5};
+constexpr double kStepSeconds[] = {0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002,
+                                   0.005,   0.01,   0.015,  0.02,   0.03,  0.05,
+                                   0.1,     0.2,    0.5,    1,      2,     5};
+constexpr double kRows[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
+constexpr double kTokens[] = {1,   2,    4,    8,    16,   32,    64,    128,   256,
+                              512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072};
+
+// --- The table. Adding a series: a row here, a member in metrics.h, its binding below, a row in
+// docs/metrics.md.
+
+constexpr MetricType kC = MetricType::kCounter;
+constexpr MetricType kG = MetricType::kGauge;
+constexpr MetricType kH = MetricType::kHistogram;
+
+constexpr MetricSpec kSpecs[] = {
+    // Process
+    {"baton_build_info", kG, "Always 1; the labels say which software runs.", "version,revision"},
+    {"baton_model_info", kG, "Always 1; the labels say which model is served.", "model,kv_format"},
+    {"baton_worker_up", kG, "1 while the router is connected to the worker, else 0.",
+     "role,worker"},
+    // Router: what clients see
+    {"baton_ttft_seconds", kH, "Arrival at the router to the first token written to the client.",
+     "", kRequestSeconds},
+    {"baton_ttft_stage_seconds", kH,
+     "Parts of the time to first token, one sample each per request; they add up to it.", "stage",
+     kRequestSeconds},
+    {"baton_tpot_seconds", kH,
+     "Time per output token after the first, one sample per request: (end - first token) / (tokens "
+     "- 1).",
+     "", kTokenSeconds},
+    {"baton_itl_seconds", kH, "Each single gap between two tokens of a request.", "",
+     kTokenSeconds},
+    {"baton_e2e_seconds", kH, "Arrival at the router to the end of the request.", "", kLongSeconds},
+    {"baton_request_prompt_tokens", kH, "Prompt length of accepted requests.", "", kTokens},
+    {"baton_request_output_tokens", kH, "Output length of requests that finished.", "", kTokens},
+    {"baton_requests_total", kC, "Requests that ended, by finish reason or status code.",
+     "outcome"},
+    {"baton_retries_total", kC, "Attempts started over on some worker, by cause.", "cause"},
+    {"baton_prompt_tokens_total", kC, "Prompt tokens of accepted requests.", ""},
+    {"baton_output_tokens_total", kC, "Output tokens delivered to clients.", ""},
+    {"baton_router_queue_requests", kG, "Requests that wait in the router for a worker.", ""},
+    {"baton_router_inflight_requests", kG, "Requests dispatched to workers and not ended.", ""},
+    {"baton_router_step_seconds", kH, "Duration of one router step.", "", kStepSeconds},
+    // Workers
+    {"baton_running_requests", kG, "Requests in a worker's running batch.", "role"},
+    {"baton_kv_pages_capacity", kG, "KV pages that a worker has.", "role"},
+    {"baton_kv_pages_used", kG, "KV pages reserved or holding latents.", "role"},
+    {"baton_batch_rows", kH, "Token rows of one forward pass.", "role", kRows},
+    {"baton_step_seconds", kH, "Duration of one worker step that ran a forward pass.", "role",
+     kStepSeconds},
+    // Prefill
+    {"baton_prefill_queue_requests", kG,
+     "Requests on a prefill worker whose first chunk has not begun.", ""},
+    {"baton_prefill_queue_tokens", kG,
+     "Prompt tokens on a prefill worker that are not yet computed.", ""},
+    {"baton_prefill_tokens_total", kC, "Prompt tokens computed, repeated work of retries included.",
+     ""},
+    {"baton_handoff_sent_bytes_total", kC, "Payload bytes posted to decode ranks.", ""},
+    {"baton_handoff_sent_messages_total", kC, "Hand-off messages posted to decode ranks.", ""},
+    // Decode
+    {"baton_landing_requests", kG,
+     "Requests that hold landing pages and whose hand-off is not complete.", ""},
+    {"baton_preemptions_total", kC,
+     "Running requests stopped because an older one needed their pages.", ""},
+    {"baton_handoff_received_bytes_total", kC, "Payload bytes accepted into landing pages.", ""},
+    {"baton_handoff_received_messages_total", kC, "Hand-off messages accepted into landing pages.",
+     ""},
+    {"baton_handoff_seconds", kH, "First hand-off message of a request to its landing verified.",
+     "", kStepSeconds},
+    {"baton_handoff_exposed_seconds", kH,
+     "The part of the hand-off that compute did not hide: first token sampled to landing verified.",
+     "", kStepSeconds},
+    {"baton_handoff_failures_total", kC, "Hand-off messages or hand-offs refused, by cause.",
+     "cause"},
+};
+
+constexpr std::string_view kTtftStages[] = {"queue", "prefill_wait", "prefill", "transfer_exposed",
+                                            "decode_wait"};
+constexpr std::string_view kOutcomes[] = {"stop",
+                                          "length",
+                                          "cancelled",
+                                          "invalid_argument",
+                                          "not_found",
+                                          "resource_exhausted",
+                                          "deadline_exceeded",
+                                          "unavailable",
+                                          "internal"};
+constexpr std::string_view kRetryCauses[] = {"refused", "preempted", "handoff", "worker_lost"};
+constexpr std::string_view kHandoffFailures[] = {"epoch",     "checksum",  "timeout",
+                                                 "peer_lost", "duplicate", "malformed"};
+
+template <typename Enum, size_t N>
+std::string_view NameOf(Enum value, const std::string_view (&names)[N]) {
+  static_assert(N == static_cast<size_t>(Enum::kCount), "one name for each value");
+  const size_t index = static_cast<size_t>(value);
+  BATON_CHECK_LT(index, N);
+  return names[index];
+}
+
+const MetricSpec& SpecOf(std::string_view name) {
+  const auto* spec = std::find_if(std::begin(kSpecs), std::end(kSpecs),
+                                  [name](const MetricSpec& s) { return s.name == name; });
+  BATON_CHECK_MSG(spec != std::end(kSpecs), "no metric of this name: " + std::string(name));
+  return *spec;
+}
+
+// --- Aliases: made from the collected native families when rendering, so recording costs nothing
+// extra.
+
+using Families = std::map<std::string, const MetricFamily*, std::less<>>;
+using Transform = std::vector<ClientMetric> (*)(const MetricFamily& source,
+                                                const Families& families);
+
+std::string LabelOf(const ClientMetric& metric, std::string_view name) {
+  for (const auto& label : metric.label) {
+    if (label.name == name) return label.value;
+  }
+  return std::string();
+}
+
+std::vector<ClientMetric> Same(const MetricFamily& source, const Families&) {
+  return source.metric;
+}
+
+std::vector<ClientMetric> SumOfGauges(const MetricFamily& source, const Families&) {
+  ClientMetric sum;
+  for (const ClientMetric& metric : source.metric) sum.gauge.value += metric.gauge.value;
+  return {sum};
+}
+
+// Used / capacity of decode's pages, or of prefill's in a process without decode.
+std::vector<ClientMetric> UsedShare(const MetricFamily& used, const Families& families) {
+  const auto capacity = families.find("baton_kv_pages_capacity");
+  if (capacity == families.end()) return {};
+  for (const std::string_view role : {"decode", "prefill"}) {
+    const auto has_role = [role](const ClientMetric& m) { return LabelOf(m, "role") == role; };
+    const auto u = std::find_if(used.metric.begin(), used.metric.end(), has_role);
+    const auto& pages = capacity->second->metric;
+    const auto c = std::find_if(pages.begin(), pages.end(), has_role);
+    if (u == used.metric.end() || c == pages.end()) continue;
+    ClientMetric share;
+    if (c->gauge.value > 0) share.gauge.value = u->gauge.value / c->gauge.value;
+    return {share};
+  }
+  return {};
+}
+
+std::vector<ClientMetric> Finished(const MetricFamily& requests, const Families&) {
+  std::vector<ClientMetric> out;
+  for (const ClientMetric& metric : requests.metric) {
+    const std::string outcome = LabelOf(metric, "outcome");
+    if (outcome != "stop" && outcome != "length" && outcome != "cancelled") continue;
+    ClientMetric renamed = metric;
+    renamed.label = {{"finished_reason", outcome == "cancelled" ? "abort" : outcome}};
+    out.push_back(std::move(renamed));
+  }
+  return out;
+}
+
+template <TtftStage stage>
+std::vector<ClientMetric> OneStage(const MetricFamily& stages, const Families&) {
+  std::vector<ClientMetric> out;
+  for (const ClientMetric& metric : stages.metric) {
+    if (LabelOf(metric, "stage") != LabelValue(stage)) continue;
+    out.push_back(metric);
+    out.back().label.clear();
+  }
+  return out;
+}
+
+struct AliasRule {
+  MetricAlias alias;
+  Transform transform;
+};
+
+constexpr std::string_view kCopy = "the same values";
+constexpr std::string_view kShare =
+    "used / capacity of the decode pages (of prefill's in a prefill process)";
+
+constexpr AliasRule kAliases[] = {
+    {{"vllm:time_to_first_token_seconds", "baton_ttft_seconds", kCopy}, Same},
+    {{"vllm:time_per_output_token_seconds", "baton_itl_seconds", kCopy}, Same},
+    {{"vllm:inter_token_latency_seconds", "baton_itl_seconds", kCopy}, Same},
+    {{"vllm:request_time_per_output_token_seconds", "baton_tpot_seconds", kCopy}, Same},
+    {{"vllm:e2e_request_latency_seconds", "baton_e2e_seconds", kCopy}, Same},
+    {{"vllm:request_queue_time_seconds", "baton_ttft_stage_seconds", "stage queue"},
+     OneStage<TtftStage::kQueue>},
+    {{"vllm:request_prefill_time_seconds", "baton_ttft_stage_seconds", "stage prefill"},
+     OneStage<TtftStage::kPrefill>},
+    {{"vllm:request_prompt_tokens", "baton_request_prompt_tokens", kCopy}, Same},
+    {{"vllm:request_generation_tokens", "baton_request_output_tokens", kCopy}, Same},
+    {{"vllm:num_requests_running", "baton_running_requests", "sum over the roles of this process"},
+     SumOfGauges},
+    {{"vllm:num_requests_waiting", "baton_router_queue_requests", kCopy}, Same},
+    {{"vllm:kv_cache_usage_perc", "baton_kv_pages_used", kShare}, UsedShare},
+    {{"vllm:gpu_cache_usage_perc", "baton_kv_pages_used", kShare}, UsedShare},
+    {{"vllm:prompt_tokens_total", "baton_prompt_tokens_total", kCopy}, Same},
+    {{"vllm:generation_tokens_total", "baton_output_tokens_total", kCopy}, Same},
+    {{"vllm:request_success_total", "baton_requests_total",
+      "outcomes stop, length and cancelled (as abort) under the label finished_reason"},
+     Finished},
+    {{"vllm:num_preemptions_total", "baton_preemptions_total", kCopy}, Same},
+};
+
+void AppendAliases(const std::string& model_name, std::vector<MetricFamily>& families) {
+  Families by_name;
+  for (const MetricFamily& family : families) by_name.emplace(family.name, &family);
+  std::vector<MetricFamily> aliases;
+  for (const AliasRule& rule : kAliases) {
+    const auto source = by_name.find(rule.alias.source);
+    if (source == by_name.end()) continue;
+    MetricFamily family;
+    family.name = std::string(rule.alias.name);
+    family.help =
+        "Alias of " + std::string(rule.alias.source) + ": " + std::string(rule.alias.how) + ".";
+    family.type = source->second->type;
+    family.metric = rule.transform(*source->second, by_name);
+    for (ClientMetric& metric : family.metric) {
+      metric.label.push_back({"model_name", model_name});
+      metric.label.push_back({"engine", "0"});
+    }
+    if (!family.metric.empty()) aliases.push_back(std::move(family));
+  }
+  for (MetricFamily& family : aliases) families.push_back(std::move(family));
+}
+
+}  // namespace
+
+// Binds handles to the table's series in one registry. Re-binding the same labels gives the same
+// series.
+class MetricsBinder {
+  using Labels = prometheus::Labels;
+
+  template <typename Builder>
+  auto& Family(std::string_view name, const Labels& labels, MetricType type, Builder builder) {
+    const MetricSpec& spec = SpecOf(name);
+    BATON_CHECK_MSG(spec.type == type, "bound as another type: " + std::string(name));
+    const size_t label_count =
+        spec.label.empty() ? 0 : 1 + std::count(spec.label.begin(), spec.label.end(), ',');
+    BATON_CHECK_MSG(labels.size() == label_count, "bound with other labels: " + std::string(name));
+    for (const auto& [label, value] : labels) {
+      BATON_CHECK_MSG(
+          ("," + std::string(spec.label) + ",").find("," + label + ",") != std::string::npos,
+          "bound with a foreign label: " + std::string(name));
+    }
+    return builder.Name(std::string(name)).Help(std::string(spec.help)).Register(registry_);
+  }
+
+ public:
+  explicit MetricsBinder(prometheus::Registry& registry) : registry_(registry) {}
+
+  void Bind(CounterHandle& handle, std::string_view name, const Labels& labels = {}) {
+    handle.counter_ =
+        &Family(name, labels, MetricType::kCounter, prometheus::BuildCounter()).Add(labels);
+  }
+  void Bind(GaugeHandle& handle, std::string_view name, const Labels& labels = {}) {
+    handle.gauge_ = &Family(name, labels, MetricType::kGauge, prometheus::BuildGauge()).Add(labels);
+  }
+  void Bind(HistogramHandle& handle, std::string_view name, const Labels& labels = {}) {
+    const std::span<const double> bounds = SpecOf(name).buckets;
+    const prometheus::Histogram::BucketBoundaries buckets(bounds.begin(), bounds.end());
+    handle.histogram_ = &Family(name, labels, MetricType::kHistogram, prometheus::BuildHistogram())
+                             .Add(labels, buckets);
+  }
+  template <typename Handle, typename Enum>
+  void Bind(PerLabel<Handle, Enum>& handles, std::string_view name) {
+    const std::string label(SpecOf(name).label);
+    for (size_t i = 0; i < handles.handles_.size(); ++i) {
+      Bind(handles.handles_[i], name, {{label, std::string(LabelValue(static_cast<Enum>(i)))}});
+    }
+  }
+
+  void Bind(WorkerMetrics& worker, const std::string& role) {
+    const Labels labels{{"role", role}};
+    Bind(worker.running_requests, "baton_running_requests", labels);
+    Bind(worker.kv_pages_capacity, "baton_kv_pages_capacity", labels);
+    Bind(worker.kv_pages_used, "baton_kv_pages_used", labels);
+    Bind(worker.batch_rows, "baton_batch_rows", labels);
+    Bind(worker.step_seconds, "baton_step_seconds", labels);
+  }
+
+  void Bind(RouterMetrics& router) {
+    Bind(router.ttft_seconds, "baton_ttft_seconds");
+    Bind(router.ttft_stage_seconds, "baton_ttft_stage_seconds");
+    Bind(router.tpot_seconds, "baton_tpot_seconds");
+    Bind(router.itl_seconds, "baton_itl_seconds");
+    Bind(router.e2e_seconds, "baton_e2e_seconds");
+    Bind(router.request_prompt_tokens, "baton_request_prompt_tokens");
+    Bind(router.request_output_tokens, "baton_request_output_tokens");
+    Bind(router.requests_total, "baton_requests_total");
+    Bind(router.retries_total, "baton_retries_total");
+    Bind(router.prompt_tokens_total, "baton_prompt_tokens_total");
+    Bind(router.output_tokens_total, "baton_output_tokens_total");
+    Bind(router.queue_requests, "baton_router_queue_requests");
+    Bind(router.inflight_requests, "baton_router_inflight_requests");
+    Bind(router.step_seconds, "baton_router_step_seconds");
+  }
+
+  void Bind(PrefillMetrics& prefill) {
+    Bind(prefill.worker, "prefill");
+    Bind(prefill.queue_requests, "baton_prefill_queue_requests");
+    Bind(prefill.queue_tokens, "baton_prefill_queue_tokens");
+    Bind(prefill.tokens_total, "baton_prefill_tokens_total");
+    Bind(prefill.handoff_sent_bytes_total, "baton_handoff_sent_bytes_total");
+    Bind(prefill.handoff_sent_messages_total, "baton_handoff_sent_messages_total");
+  }
+
+  void Bind(DecodeMetrics& decode) {
+    Bind(decode.worker, "decode");
+    Bind(decode.landing_requests, "baton_landing_requests");
+    Bind(decode.preemptions_total, "baton_preemptions_total");
+    Bind(decode.handoff_received_bytes_total, "baton_handoff_received_bytes_total");
+    Bind(decode.handoff_received_messages_total, "baton_handoff_received_messages_total");
+    Bind(decode.handoff_seconds, "baton_handoff_seconds");
+    Bind(decode.handoff_exposed_seconds, "baton_handoff_exposed_seconds");
+    Bind(decode.handoff_failures_total, "baton_handoff_failures_total");
+  }
+
+ private:
+  prometheus::Registry& registry_;
+};
+
+void CounterHandle::Add(double amount) const {
+  if (counter_ != nullptr) counter_->Increment(amount);
+}
+
+void GaugeHandle::Set(double value) const {
+  if (gauge_ != nullptr) gauge_->Set(value);
+}
+
+void GaugeHandle::Add(double amount) const {
+  if (gauge_ != nullptr) gauge_->Increment(amount);
+}
+
+void HistogramHandle::Observe(double value) const {
+  if (histogram_ != nullptr) histogram_->Observe(value);
+}
+
+std::string_view LabelValue(TtftStage stage) { return NameOf(stage, kTtftStages); }
+std::string_view LabelValue(Outcome outcome) { return NameOf(outcome, kOutcomes); }
+std::string_view LabelValue(RetryCause cause) { return NameOf(cause, kRetryCauses); }
+std::string_view LabelValue(HandoffFailure cause) { return NameOf(cause, kHandoffFailures); }
+
+std::string_view MetricTypeName(MetricType type) {
+  switch (type) {
+    case MetricType::kCounter:
+      return "counter";
+    case MetricType::kGauge:
+      return "gauge";
+    case MetricType::kHistogram:
+      return "histogram";
+  }
+  return "";
+}
+
+std::span<const MetricSpec> MetricSpecs() { return kSpecs; }
+
+std::span<const MetricAlias> MetricAliases() {
+  static const std::vector<MetricAlias> aliases = [] {
+    std::vector<MetricAlias> out;
+    for (const AliasRule& rule : kAliases) out.push_back(rule.alias);
+    return out;
+  }();
+  return aliases;
+}
+
+struct Metrics::State {
+  // Families are kept apart by name and merged by prometheus-cpp only when help and labels agree,
+  // as here.
+  prometheus::Registry registry{prometheus::Registry::InsertBehavior::Merge};
+  MetricsOptions options;
+  std::once_flag router_bound, prefill_bound, decode_bound;
+  RouterMetrics router;
+  PrefillMetrics prefill;
+  DecodeMetrics decode;
+};
+
+Metrics::Metrics(const MetricsOptions& options) : state_(std::make_unique<State>()) {
+  state_->options = options;
+  MetricsBinder binder(state_->registry);
+  GaugeHandle info;
+  binder.Bind(info, "baton_build_info",
+              {{"version", options.version}, {"revision", options.revision}});
+  info.Set(1);
+  binder.Bind(info, "baton_model_info",
+              {{"model", options.model_name}, {"kv_format", options.kv_format}});
+  info.Set(1);
+}
+
+Metrics::~Metrics() = default;
+
+const RouterMetrics& Metrics::router() {
+  std::call_once(state_->router_bound,
+                 [this] { MetricsBinder(state_->registry).Bind(state_->router); });
+  return state_->router;
+}
+
+const PrefillMetrics& Metrics::prefill() {
+  std::call_once(state_->prefill_bound,
+                 [this] { MetricsBinder(state_->registry).Bind(state_->prefill); });
+  return state_->prefill;
+}
+
+const DecodeMetrics& Metrics::decode() {
+  std::call_once(state_->decode_bound,
+                 [this] { MetricsBinder(state_->registry).Bind(state_->decode); });
+  return state_->decode;
+}
+
+GaugeHandle Metrics::WorkerUp(std::string_view role, std::string_view worker) {
+  GaugeHandle handle;
+  MetricsBinder(state_->registry)
+      .Bind(handle, "baton_worker_up",
+            {{"role", std::string(role)}, {"worker", std::string(worker)}});
+  return handle;
+}
+
+std::string Metrics::Render() const {
+  std::vector<MetricFamily> families = state_->registry.Collect();
+  if (state_->options.vllm_aliases) AppendAliases(state_->options.model_name, families);
+  std::ostringstream out;
+  prometheus::TextSerializer().Serialize(out, families);
+  return out.str();
+}
+
+}  // namespace baton
