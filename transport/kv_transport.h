@@ -55,9 +55,9 @@ enum class KvEventKind : uint8_t {
   kSent,      // post_id's payload may be reused; says nothing about arrival
   kReceived,  // header and payload; payload valid until the next Poll
   kNotified,  // payload of a Notify; valid until the next Poll
-  kPeerLost,  // transfer is dead (status says why); its posts that were not yet kSent are dropped,
-              // payloads reusable
-  kReleased,  // no write of the transfer is in flight any more
+  kPeerLost,  // transfer is dead (status says why), at most once; its posts that were not yet kSent
+              // are dropped, payloads reusable
+  kReleased,  // no write of the transfer is in flight any more; the id is forgotten
 };
 
 struct KvEvent {
@@ -81,29 +81,37 @@ class KvTransport {
   // Makes memory usable for Post. It stays the caller's and must outlive the registration.
   // INVALID_ARGUMENT on an empty span, RESOURCE_EXHAUSTED when the fabric refuses.
   virtual absl::StatusOr<RegionId> Register(std::span<std::byte> memory) = 0;
+  // No post of this memory may be in flight.
   virtual void Unregister(RegionId region) = 0;
 
   // Begins a transfer to a peer. Connecting goes on in the background; failure arrives as
-  // kPeerLost. INVALID_ARGUMENT when the address is not one of this transport's.
+  // kPeerLost. INVALID_ARGUMENT when the address is not one of this transport's,
+  // RESOURCE_EXHAUSTED when too many transfers are open (Release some, Poll). Every transfer, lost
+  // or not, stays open until it was released and its kReleased polled.
   virtual absl::StatusOr<TransferId> Prepare(const std::string& peer_address) = 0;
 
   // Sends one message. `payload` must lie in a registered region and stay untouched until kSent or
-  // kPeerLost. RESOURCE_EXHAUSTED when too many posts are in flight (Poll, then try again);
-  // FAILED_PRECONDITION when the transfer was lost or released; INVALID_ARGUMENT when
-  // header.payload_bytes disagrees or the message is too large.
+  // kPeerLost; it may be empty. RESOURCE_EXHAUSTED when too many posts are in flight (Poll, then
+  // try again); FAILED_PRECONDITION when the transfer was lost or released; INVALID_ARGUMENT when
+  // header.payload_bytes disagrees, the payload is not registered, or the message is too large.
   virtual absl::Status Post(TransferId transfer, uint64_t post_id, const KvMessageHeader& header,
                             std::span<const std::byte> payload) = 0;
 
-  // Makes progress and appends what happened since the last call, at most `max_events`.
+  // Makes progress and appends what happened since the last call, at most `max_events` (> 0).
+  // Payloads given out by the last call become invalid. As many events as were asked for means
+  // that there may be more: call again, no wakeup announces the rest.
   virtual void Poll(std::vector<KvEvent>* events, int max_events) = 0;
 
-  // No further Post. kReleased follows once nothing is in flight.
+  // No further Post or Notify. kReleased follows once nothing is in flight: exactly one per
+  // transfer, its last event, also after kPeerLost. No effect on a transfer released before.
   virtual void Release(TransferId transfer) = 0;
 
-  // A small message (at most 4 KiB, copied) to a peer's loop.
+  // A small message (at most 4 KiB, copied) to a peer's loop. Errors as for Post. May be lost when
+  // the peer's queue is full.
   virtual absl::Status Notify(TransferId transfer, std::span<const std::byte> bytes) = 0;
 
   // `wakeup` is called, from any thread, when Poll may have something to say; set once, before use.
+  // It must not call back into the transport, nor block.
   virtual void SetWakeup(std::function<void()> wakeup) = 0;
 };
 
