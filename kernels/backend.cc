@@ -1,0 +1,98 @@
+#include "kernels/backend.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/op_table.h"
+
+namespace baton::kernels {
+
+const char* BackendName(BackendKind kind) {
+  switch (kind) {
+    case BackendKind::kReference:
+      return "reference";
+    case BackendKind::kCpu:
+      return "cpu";
+    case BackendKind::kCuda:
+      return "cuda";
+  }
+  return "?";
+}
+
+const char* IsaName(IsaLevel isa) {
+  switch (isa) {
+    case IsaLevel::kPortable:
+      return "portable";
+    case IsaLevel::kAvx2:
+      return "avx2";
+    case IsaLevel::kAvx512:
+      return "avx512";
+    case IsaLevel::kAvx512Bf16:
+      return "avx512_bf16";
+  }
+  return "?";
+}
+
+IsaLevel DetectIsa() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+      !__builtin_cpu_supports("f16c")) {
+    return IsaLevel::kPortable;
+  }
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
+    return IsaLevel::kAvx2;
+  }
+  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi")) {
+    return IsaLevel::kAvx512;
+  }
+  return IsaLevel::kAvx512Bf16;
+#else
+  return IsaLevel::kPortable;
+#endif
+}
+
+Device::Device(BackendKind kind, IsaLevel isa, const OpTable& ops, const ThreadPoolOptions& threads)
+    : kind_(kind), isa_(isa), ops_(ops), pool_(threads) {}
+
+absl::StatusOr<DeviceBuffer> Device::Allocate(size_t bytes) { return ops_.allocate(*this, bytes); }
+
+absl::Status Device::CopyToDevice(void* device, const void* host, size_t bytes) {
+  return ops_.copy_to_device(*this, device, host, bytes);
+}
+
+absl::Status Device::CopyToHost(void* host, const void* device, size_t bytes) {
+  return ops_.copy_to_host(*this, host, device, bytes);
+}
+
+absl::Status Device::Synchronize() { return ops_.synchronize(*this); }
+
+absl::StatusOr<std::unique_ptr<Device>> CreateDevice(const DeviceOptions& options) {
+  if (options.threads < 0 || options.threads > 1024) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("threads is ", options.threads, ", expected 0 (one for each CPU) to 1024"));
+  }
+  const ThreadPoolOptions threads{.threads = options.threads, .pin = options.pin};
+  switch (options.backend) {
+    case BackendKind::kReference:
+      return std::make_unique<Device>(options.backend, IsaLevel::kPortable, ReferenceOps(),
+                                      ThreadPoolOptions{.threads = 1});
+    case BackendKind::kCpu:
+      return std::make_unique<Device>(options.backend, std::min(options.max_isa, DetectIsa()),
+                                      CpuOps(), threads);
+    case BackendKind::kCuda:
+#if defined(BATON_WITH_CUDA)
+      return std::make_unique<Device>(options.backend, IsaLevel::kPortable, CudaOps(),
+                                      ThreadPoolOptions{.threads = 1});
+#else
+      return absl::FailedPreconditionError(
+          "this binary was built without the CUDA backend; build the preset `cuda` "
+          "(cmake --preset cuda && cmake --build --preset cuda) or set the backend to cpu");
+#endif
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("unknown backend ", static_cast<int>(options.backend)));
+}
+
+}  // namespace baton::kernels
