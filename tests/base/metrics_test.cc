@@ -9,8 +9,10 @@
 #include <set>
 #include <sstream>
 #include <string>
-#include <thread>
+
 #include <vector>
+
+#include "base/thread.h"
 
 namespace baton {
 namespace {
@@ -133,9 +135,9 @@ TEST(Metrics, UnboundHandlesRecordNothing) {
 TEST(Metrics, ThreadsRecordWhileAnotherRenders) {
   Metrics metrics(Options(true));
   constexpr int kThreads = 4, kAdds = 2000;
-  std::vector<std::thread> threads;
+  std::vector<Thread> threads;
   for (int t = 0; t < kThreads; ++t) {
-    threads.emplace_back([&metrics] {
+    threads.emplace_back("recorder", [&metrics] {
       const RouterMetrics& router = metrics.router();
       for (int i = 0; i < kAdds; ++i) {
         router.output_tokens_total.Add();
@@ -144,7 +146,7 @@ TEST(Metrics, ThreadsRecordWhileAnotherRenders) {
     });
   }
   for (int i = 0; i < 20; ++i) metrics.Render();
-  for (std::thread& thread : threads) thread.join();
+  for (Thread& thread : threads) thread.Join();
   EXPECT_THAT(metrics.Render(), HasSubstr("baton_output_tokens_total 8000\n"));
 }
 
