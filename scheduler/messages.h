@@ -2,10 +2,9 @@
 #define BATON_SCHEDULER_MESSAGES_H_
 
 // What router, decode ranks and prefill workers say to each other, as plain values. The services in
-// server/ and
-// *_worker/ translate them to and from proto/baton/v1/worker.proto; the simulation passes them
-// directly. Instants do not cross processes: deadlines travel as what remains of them, timings as
-// durations.
+// server/ and *_worker/ translate them to and from proto/baton/v1/worker.proto; the simulation
+// passes them directly. Instants do not cross processes: deadlines travel as what remains of them,
+// timings as durations.
 
 #include <cstdint>
 #include <memory>
@@ -23,8 +22,8 @@ namespace baton::scheduler {
 struct WorkerIdentity {
   std::string role;      // "prefill", "decode" or "router"
   std::string instance;  // host:port or in-process name, for messages
-  uint64_t incarnation =
-      0;  // drawn when the process starts: tells a restarted worker from its predecessor
+  // Drawn when the process starts: tells a restarted worker from its predecessor.
+  uint64_t incarnation = 0;
   std::string model_name;
   std::string model_hash;  // of config and checkpoint headers
   std::string kv_format;   // "bf16" or "fp8"
@@ -33,8 +32,7 @@ struct WorkerIdentity {
   std::string revision;  // software revision of the binary
 };
 
-// --- router -> decode rank
-// ---------------------------------------------------------------------------------------
+// --- router -> decode rank ----------------------------------------------------------------
 
 // Spends one credit. From here the decode rank owns the attempt.
 struct StartRequest {
@@ -52,8 +50,7 @@ struct CancelRequest {
   RequestKey key;
 };
 
-// --- decode rank -> router: one message a step
-// --------------------------------------------------------------------
+// --- decode rank -> router: one message a step --------------------------------------------
 
 // Parts of TTFT, each measured on one clock. The router adds `queue` and lets `decode_wait` be the
 // remainder, so that the stages add up to what the client sees.
@@ -63,10 +60,12 @@ struct FirstTokenTimings {
   Duration transfer_exposed;  // decode's wait for the reply, less the two above
 };
 
+// New output tokens of one attempt. A token that stops the request (end of sequence, stop id) is in
+// no chunk: the RequestEnd says kStop.
 struct TokenChunk {
   RequestKey key;
-  int32_t first_index = 0;  // index among the output tokens of tokens[0]
-  std::vector<SampledToken> tokens;
+  int32_t first_index = 0;               // index among the output tokens of tokens[0]
+  std::vector<SampledToken> tokens;      // empty only when the very first token stopped the request
   bool has_first_token_timings = false;  // set on the attempt's first chunk
   FirstTokenTimings timings;
 };
@@ -91,8 +90,11 @@ struct RequestEnd {
 };
 
 struct DecodeStatus {
-  uint64_t credits_granted =
-      0;  // total since the connection began; the router compares with what it spent
+  // Totals since the connection began. A router may start a request while it has sent fewer starts
+  // than credits_granted; starts it has sent beyond starts_received are not yet in the figures
+  // below.
+  uint64_t credits_granted = 0;
+  uint64_t starts_received = 0;
   int32_t total_pages = 0;
   int32_t free_pages = 0;  // unreserved
   int32_t running = 0;     // sequences decoding
@@ -108,8 +110,7 @@ struct DecodeUpdate {
   DecodeStatus status;
 };
 
-// --- decode rank -> prefill worker
-// ---------------------------------------------------------------------------------
+// --- decode rank -> prefill worker --------------------------------------------------------
 
 // Where a hand-off is to write.
 struct Landing {
@@ -131,15 +132,15 @@ struct PrefillCancel {
   RequestKey key;
 };
 
-// --- prefill worker -> decode rank
-// -------------------------------------------------------------------------------
+// --- prefill worker -> decode rank --------------------------------------------------------
 
 // Exactly one per PrefillCall, after every page was posted and the worker has freed its own pages
 // (or, on failure, freed them without posting the rest).
 struct PrefillReply {
   RequestKey key;
-  absl::Status
-      status;  // RESOURCE_EXHAUSTED: no slot or pages; CANCELLED; DEADLINE_EXCEEDED; UNAVAILABLE
+  // RESOURCE_EXHAUSTED: no slot or pages, or draining; CANCELLED; DEADLINE_EXCEEDED; UNAVAILABLE:
+  // the hand-off failed; INVALID_ARGUMENT: the call can never work; INTERNAL: the pass failed.
+  absl::Status status;
   bool has_first_token = false;
   SampledToken first_token;
   uint32_t messages_posted = 0;  // decode checks its landing against this
@@ -148,8 +149,7 @@ struct PrefillReply {
   Duration compute;  // first chunk begins -> last chunk sampled
 };
 
-// --- prefill worker -> router
-// --------------------------------------------------------------------------------------
+// --- prefill worker -> router -------------------------------------------------------------
 
 struct PrefillStatus {
   int32_t total_pages = 0;

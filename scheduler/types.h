@@ -31,8 +31,7 @@ struct SamplingParams {
   int32_t min_tokens = 0;   // end-of-sequence and stop ids are not sampled before this many
   bool ignore_eos = false;
   int32_t top_logprobs = -1;  // -1 = none, 0 = the chosen token's only, n = also the n best
-  std::vector<TokenId>
-      stop_token_ids;  // end the request; the stop token itself is not delivered as text
+  std::vector<TokenId> stop_token_ids;  // end the request; the stop token itself is not delivered
 };
 
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled, kError };
@@ -50,8 +49,7 @@ struct SequenceSlice {
   RequestKey key;
   // Every token known so far, prompt then output: [0, first_position + row_count).
   std::span<const TokenId> sequence;
-  int32_t prompt_tokens =
-      0;  // how many of `sequence` are the prompt (for penalties and min_tokens)
+  int32_t prompt_tokens = 0;   // how many of `sequence` are the prompt (penalties, min_tokens)
   int32_t first_position = 0;  // position of the first row to run
   int32_t row_count = 0;  // rows to run: sequence[first_position .. first_position + row_count)
   // Page table: pages[i] holds positions [i * page_tokens, (i + 1) * page_tokens); covers all rows.

@@ -1,0 +1,3 @@
+# The decode rank's loop, apart from its services so that the simulation builds without gRPC. It sees
+# the runner and the transport as interfaces only (headers).
+baton_library(baton_decode_worker_loop DEPS baton_base baton_scheduler)

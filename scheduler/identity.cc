@@ -1,0 +1,37 @@
+#include "scheduler/identity.h"
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+
+namespace baton::scheduler {
+namespace {
+
+void Compare(const char* field, const std::string& mine, const std::string& theirs,
+             std::string* differences) {
+  if (mine.empty() || theirs.empty() || mine == theirs) return;
+  absl::StrAppend(differences, "; ", field, " is '", mine, "' here and '", theirs, "' there");
+}
+
+void Compare(const char* field, int32_t mine, int32_t theirs, std::string* differences) {
+  if (mine == 0 || theirs == 0 || mine == theirs) return;
+  absl::StrAppend(differences, "; ", field, " is ", mine, " here and ", theirs, " there");
+}
+
+}  // namespace
+
+absl::Status CheckCompatible(const WorkerIdentity& mine, const WorkerIdentity& theirs) {
+  std::string differences;
+  Compare("model name", mine.model_name, theirs.model_name, &differences);
+  Compare("model hash", mine.model_hash, theirs.model_hash, &differences);
+  Compare("KV format", mine.kv_format, theirs.kv_format, &differences);
+  Compare("page size in tokens", mine.page_tokens, theirs.page_tokens, &differences);
+  Compare("layer count", mine.layers, theirs.layers, &differences);
+  Compare("software revision", mine.revision, theirs.revision, &differences);
+  if (differences.empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      mine.role, " ", mine.instance, " cannot work with ", theirs.role, " ", theirs.instance,
+      differences, ": give both the same checkpoint, KV settings and version of baton"));
+}
+
+}  // namespace baton::scheduler
