@@ -158,7 +158,7 @@ void ReadQuantization(JsonFields& fields, std::vector<std::string>& problems, Mo
   const nlohmann::json* block = quantization.Find("weight_block_size");
   if (block == nullptr || *block != nlohmann::json::array({128, 128})) {
     quantization.Problem("weight_block_size",
-                         absl::StrCat("is ", block == nullptr ? "missing" : block->dump(),
+                         absl::StrCat("is ", block == nullptr ? "missing" : JsonShown(*block),
                                       ", supported: [128,128]"));
   }
 }

@@ -4,6 +4,7 @@
 // Reads fields of a JSON object and gathers every problem, so that a user sees all of them at once.
 // Internal to model/; include only from .cc files (nlohmann-json is heavy).
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -36,6 +37,14 @@ inline absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view text,
   return value;
 }
 
+// The value as JSON text, cut to a length that fits a message.
+inline std::string JsonShown(const nlohmann::json& value) {
+  std::string text =
+      value.dump(-1, ' ', /*ensure_ascii=*/true, nlohmann::json::error_handler_t::replace);
+  if (text.size() > 60) text = text.substr(0, 57) + "...";
+  return text;
+}
+
 class JsonFields {
  public:
   // `prefix` stands before field names in messages ("rope_scaling."). All three must outlive this.
@@ -56,8 +65,8 @@ class JsonFields {
     if (field == nullptr) return Missing(name, fallback).value_or(low);
     const int64_t value = field->is_number_integer() ? ClampedInteger(*field) : low - int64_t{1};
     if (value >= low && value <= high) return static_cast<int32_t>(value);
-    Problem(name,
-            absl::StrCat("is ", Shown(*field), ", expected an integer in [", low, ", ", high, "]"));
+    Problem(name, absl::StrCat("is ", JsonShown(*field), ", expected an integer in [", low, ", ",
+                               high, "]"));
     return low;
   }
 
@@ -69,8 +78,8 @@ class JsonFields {
       const double value = field->get<double>();
       if (value >= low && value <= high) return value;
     }
-    Problem(name,
-            absl::StrCat("is ", Shown(*field), ", expected a number in [", low, ", ", high, "]"));
+    Problem(name, absl::StrCat("is ", JsonShown(*field), ", expected a number in [", low, ", ",
+                               high, "]"));
     return low;
   }
 
@@ -78,7 +87,7 @@ class JsonFields {
     const nlohmann::json* field = Find(name);
     if (field == nullptr) return Missing(name, fallback).value_or(false);
     if (field->is_boolean()) return field->get<bool>();
-    Problem(name, absl::StrCat("is ", Shown(*field), ", expected true or false"));
+    Problem(name, absl::StrCat("is ", JsonShown(*field), ", expected true or false"));
     return false;
   }
 
@@ -91,7 +100,7 @@ class JsonFields {
       if (field->is_string() && field->get_ref<const std::string&>() == choice) return choice;
     }
     Problem(name,
-            absl::StrCat("is ", Shown(*field), ", supported: ", absl::StrJoin(allowed, ", ")));
+            absl::StrCat("is ", JsonShown(*field), ", supported: ", absl::StrJoin(allowed, ", ")));
     return allowed.front();
   }
 
@@ -105,8 +114,8 @@ class JsonFields {
       if (value >= 0 && value < vocab_size) {
         ids.push_back(static_cast<TokenId>(value));
       } else {
-        Problem(name,
-                absl::StrCat("holds ", Shown(id), ", expected token ids in [0, ", vocab_size, ")"));
+        Problem(name, absl::StrCat("holds ", JsonShown(id), ", expected token ids in [0, ",
+                                   vocab_size, ")"));
       }
     };
     if (field->is_array()) {
@@ -134,14 +143,6 @@ class JsonFields {
       return std::numeric_limits<int64_t>::max();
     }
     return value.get<int64_t>();
-  }
-
-  // The value as JSON, cut to a length that fits a message.
-  static std::string Shown(const nlohmann::json& value) {
-    std::string text =
-        value.dump(-1, ' ', /*ensure_ascii=*/true, nlohmann::json::error_handler_t::replace);
-    if (text.size() > 60) text = text.substr(0, 57) + "...";
-    return text;
   }
 
   const nlohmann::json& object_;

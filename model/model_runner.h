@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "kernels/ops.h"
+#include "model/decoder.h"
 #include "model/loaded_model.h"
 #include "model/runner.h"
 
@@ -29,6 +30,9 @@ struct RunnerOptions {
 // RESOURCE_EXHAUSTED when the memory is not there.
 absl::StatusOr<std::unique_ptr<Runner>> CreateRunner(std::shared_ptr<const LoadedModel> model,
                                                      const RunnerOptions& options);
+
+// The part of the options that shapes the forward pass.
+DecoderOptions DecoderOptionsFor(const RunnerOptions& options);
 
 }  // namespace baton::model
 

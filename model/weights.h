@@ -56,11 +56,13 @@ struct Weights {
   kernels::TensorView norm;                       // [H], before the head
   kernels::Weight head;                           // [V, H]
   std::vector<std::unique_ptr<float[]>> widened;  // what bias views may point to
+  int32_t mtp_layers = 0;  // multi-token-prediction layers found complete; not bound, not run
 };
 
-// Finds and checks every tensor that `config` calls for, MTP layers' included. INVALID_ARGUMENT
-// lists every problem at once: missing tensors, wrong dtypes or shapes (expected, found, file),
-// tensors that no layer wants.
+// Finds and checks every tensor that `config` calls for. MTP layers may be left out of a checkpoint
+// altogether; if they are there, they are checked too. INVALID_ARGUMENT lists every problem at
+// once: missing tensors, wrong dtypes or shapes (expected, found, file), tensors that no layer
+// wants.
 absl::StatusOr<Weights> BindWeights(const ModelConfig& config, const Checkpoint& checkpoint);
 
 }  // namespace baton::model

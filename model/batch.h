@@ -1,0 +1,46 @@
+#ifndef BATON_MODEL_BATCH_H_
+#define BATON_MODEL_BATCH_H_
+
+// A BatchPlan as flat index arrays on the host: the last step before the device. Pure.
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "scheduler/types.h"
+
+namespace baton::model {
+
+// What a plan may refer to.
+struct PlanLimits {
+  int32_t max_rows = 0;
+  int32_t max_positions = 0;
+  int32_t page_tokens = 0;
+  int32_t total_pages = 0;
+  int32_t vocab_size = 0;
+};
+
+// INVALID_ARGUMENT that names the slice, the value and the range when the plan cannot be run: a bug
+// of a planner, or of a caller of Generate.
+absl::Status CheckPlan(const scheduler::BatchPlan& plan, const PlanLimits& limits);
+
+// Reused from pass to pass, so that a steady state allocates nothing.
+struct Batch {
+  scheduler::Form form = scheduler::Form::kPrefill;
+  int32_t rows = 0;
+  int32_t sequences = 0;
+  int32_t sequence_pages = 0;        // width of page_table: pages of the longest context
+  std::vector<int32_t> ids;          // [rows]
+  std::vector<int32_t> positions;    // [rows]
+  std::vector<int64_t> slots;        // [rows]: page id * page_tokens + offset
+  std::vector<int32_t> query_start;  // [sequences + 1]
+  std::vector<int32_t> context_len;  // [sequences]
+  std::vector<int32_t> page_table;   // [sequences, sequence_pages], padded with 0
+};
+
+// Fills `batch` from a plan that CheckPlan passed.
+void BuildBatch(const scheduler::BatchPlan& plan, int32_t page_tokens, Batch& batch);
+
+}  // namespace baton::model
+
+#endif  // BATON_MODEL_BATCH_H_

@@ -1,0 +1,169 @@
+#include "model/decoder.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "base/status_macros.h"
+#include "model/mla.h"
+#include "model/moe.h"
+
+namespace baton::model {
+namespace {
+
+using kernels::DType;
+using kernels::TensorView;
+
+// No sequence is longer than all pages together.
+int32_t PositionsWithin(const ModelConfig& config, int32_t page_tokens, int32_t total_pages) {
+  return static_cast<int32_t>(
+      std::min<int64_t>(config.max_positions, int64_t{page_tokens} * total_pages));
+}
+
+PassLimits LimitsOf(const DecoderOptions& options, int32_t max_positions, int32_t page_tokens) {
+  return {.max_rows = options.max_rows,
+          .max_sequence_pages = (max_positions + page_tokens - 1) / page_tokens,
+          .max_logit_rows = options.max_logit_rows,
+          .act = options.act};
+}
+
+size_t RopeTableBytes(const ModelConfig& config, int32_t positions) {
+  return static_cast<size_t>(positions) * (config.qk_rope_head_dim / 2) * sizeof(float);
+}
+
+template <typename T>
+absl::Status CopyIndices(kernels::Device& device, const std::vector<T>& values,
+                         const TensorView& to) {
+  BATON_CHECK_LE(values.size(), static_cast<size_t>(to.elements()));
+  return device.CopyToDevice(to.data, values.data(), values.size() * sizeof(T));
+}
+
+}  // namespace
+
+Decoder::Decoder(kernels::Device& device, const LoadedModel& model, KvCache& cache,
+                 const DecoderOptions& options)
+    : device_(device),
+      model_(model),
+      cache_(cache),
+      options_(options),
+      plan_limits_(
+          {.max_rows = options.max_rows,
+           .max_positions = PositionsWithin(model.config, cache.page_tokens(), cache.total_pages()),
+           .page_tokens = cache.page_tokens(),
+           .total_pages = cache.total_pages(),
+           .vocab_size = model.config.vocab_size}) {}
+
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device,
+                                                         const LoadedModel& model, KvCache& cache,
+                                                         const DecoderOptions& options) {
+  std::unique_ptr<Decoder> decoder(new Decoder(device, model, cache, options));
+  const ModelConfig& config = model.config;
+  const int32_t positions = decoder->plan_limits_.max_positions;
+  const PassLimits limits = LimitsOf(options, positions, cache.page_tokens());
+  int64_t bytes = 0;
+  LayOutActivations(config, limits, nullptr, bytes);
+  BATON_ASSIGN_OR_RETURN(decoder->scratch_, device.Allocate(static_cast<size_t>(bytes)));
+  decoder->activations_ = LayOutActivations(config, limits, decoder->scratch_.data(), bytes);
+
+  const size_t table_bytes = RopeTableBytes(config, positions);
+  BATON_ASSIGN_OR_RETURN(decoder->rope_, device.Allocate(2 * table_bytes));
+  uint8_t* const table = static_cast<uint8_t*>(decoder->rope_.data());
+  decoder->cos_ =
+      TensorView::Contiguous(table, DType::kF32, {positions, config.qk_rope_head_dim / 2});
+  decoder->sin_ = TensorView::Contiguous(table + table_bytes, DType::kF32,
+                                         {positions, config.qk_rope_head_dim / 2});
+  const RopeTable values = MakeRopeTable(config, positions);
+  BATON_RETURN_IF_ERROR(device.CopyToDevice(decoder->cos_.data, values.cos.data(), table_bytes));
+  BATON_RETURN_IF_ERROR(device.CopyToDevice(decoder->sin_.data, values.sin.data(), table_bytes));
+  return decoder;
+}
+
+absl::Status Decoder::Upload(const Batch& batch, kernels::PagedBatch& paged) {
+  const Activations& a = activations_;
+  BATON_RETURN_IF_ERROR(CopyIndices(device_, batch.ids, a.ids));
+  BATON_RETURN_IF_ERROR(CopyIndices(device_, batch.positions, a.positions));
+  BATON_RETURN_IF_ERROR(CopyIndices(device_, batch.slots, a.slots));
+  BATON_RETURN_IF_ERROR(CopyIndices(device_, batch.query_start, a.query_start));
+  BATON_RETURN_IF_ERROR(CopyIndices(device_, batch.context_len, a.context_len));
+  BATON_RETURN_IF_ERROR(CopyIndices(device_, batch.page_table, a.page_table));
+  paged.query_start = a.query_start.Slice(0, 0, batch.sequences + 1);
+  paged.context_len = a.context_len.Slice(0, 0, batch.sequences);
+  paged.page_table = TensorView::Contiguous(a.page_table.data, DType::kI32,
+                                            {batch.sequences, batch.sequence_pages});
+  return absl::OkStatus();
+}
+
+absl::Status Decoder::Forward(const scheduler::BatchPlan& plan, LayerObserver* observer) {
+  BATON_RETURN_IF_ERROR(CheckPlan(plan, plan_limits_));
+  BuildBatch(plan, cache_.page_tokens(), batch_);
+  const Activations a = activations_.ForRows(batch_.rows);
+  PassContext pass{.device = device_,
+                   .config = model_.config,
+                   .a = a,
+                   .form = batch_.form,
+                   .cos = cos_,
+                   .sin = sin_,
+                   .softmax_scale = static_cast<float>(SoftmaxScale(model_.config))};
+  BATON_RETURN_IF_ERROR(Upload(batch_, pass.batch));
+  BATON_RETURN_IF_ERROR(
+      Embed(device_, {.ids = a.ids, .table = model_.weights.embed, .out = a.hidden}));
+  return RunLayers(pass, observer);
+}
+
+absl::Status Decoder::RunLayers(const PassContext& pass, LayerObserver* observer) {
+  const ModelConfig& config = model_.config;
+  const Activations& a = pass.a;
+  for (int32_t i = 0; i < config.layers; ++i) {
+    const LayerWeights& layer = model_.weights.layers[i];
+    const kernels::KvPages pages = cache_.pages(i);
+
+    BATON_RETURN_IF_ERROR(RmsNorm(
+        device_,
+        {.x = a.hidden, .weight = layer.input_norm, .out = a.normed, .eps = config.rms_norm_eps}));
+    BATON_RETURN_IF_ERROR(WriteLatents(pass, layer.attention, pages));
+    if (observer != nullptr) {
+      BATON_RETURN_IF_ERROR(device_.Synchronize());  // the observer reads the pages
+      observer->OnLayerWritten(i);
+    }
+    BATON_RETURN_IF_ERROR(Attend(pass, layer.attention, pages));
+
+    BATON_RETURN_IF_ERROR(RmsNorm(device_, {.x = a.hidden,
+                                            .weight = layer.post_attn_norm,
+                                            .out = a.normed,
+                                            .eps = config.rms_norm_eps}));
+    BATON_RETURN_IF_ERROR(config.is_dense(i) ? RunMlp(pass, layer.mlp) : RunMoe(pass, layer.moe));
+  }
+  return device_.Synchronize();
+}
+
+absl::StatusOr<TensorView> Decoder::Logits(std::span<const int32_t> rows) {
+  BATON_CHECK_LE(rows.size(), static_cast<size_t>(options_.max_logit_rows));
+  const int64_t count = static_cast<int64_t>(rows.size());
+  // The norm gathers: one call for each run of adjacent rows (decode steps have but one).
+  for (int64_t begin = 0; begin < count;) {
+    int64_t end = begin + 1;
+    while (end < count && rows[end] == rows[end - 1] + 1) ++end;
+    BATON_CHECK(rows[begin] >= 0 && rows[end - 1] < batch_.rows);
+    BATON_RETURN_IF_ERROR(
+        RmsNorm(device_, {.x = activations_.hidden.Slice(0, rows[begin], rows[end - 1] + 1),
+                          .weight = model_.weights.norm,
+                          .out = activations_.head_in.Slice(0, begin, end),
+                          .eps = model_.config.rms_norm_eps}));
+    begin = end;
+  }
+  const TensorView logits = activations_.logits.Slice(0, 0, count);
+  BATON_RETURN_IF_ERROR(Linear(
+      device_,
+      {.x = activations_.head_in.Slice(0, 0, count), .w = model_.weights.head, .out = logits}));
+  return logits;
+}
+
+int64_t DecoderBytes(const ModelConfig& config, const DecoderOptions& options, int32_t page_tokens,
+                     int32_t total_pages) {
+  const int32_t positions = PositionsWithin(config, page_tokens, total_pages);
+  int64_t bytes = 0;
+  LayOutActivations(config, LimitsOf(options, positions, page_tokens), nullptr, bytes);
+  return bytes + 2 * static_cast<int64_t>(RopeTableBytes(config, positions));
+}
+
+}  // namespace baton::model

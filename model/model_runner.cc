@@ -1,0 +1,149 @@
+#include "model/model_runner.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "model/kv_cache.h"
+#include "model/sampler.h"
+
+namespace baton::model {
+namespace {
+
+const char* FormatName(kernels::KvFormat format) {
+  switch (format) {
+    case kernels::KvFormat::kBF16:
+      return "bf16";
+    case kernels::KvFormat::kFP8:
+      return "fp8";
+    case kernels::KvFormat::kF32:
+      return "f32";
+  }
+  return "?";
+}
+
+absl::Status CheckOptions(const RunnerOptions& options) {
+  const auto check = [](const char* name, int64_t value, int64_t low, int64_t high) {
+    if (value >= low && value <= high) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("runner option ", name, " is ", value, ", expected ", low, "..", high));
+  };
+  BATON_RETURN_IF_ERROR(check("page_tokens", options.page_tokens, 16, 256));
+  BATON_RETURN_IF_ERROR(check("total_pages", options.total_pages, 1, 1 << 24));
+  BATON_RETURN_IF_ERROR(check("max_batch_rows", options.max_batch_rows, 1, 65536));
+  if (options.activations != kernels::DType::kBF16 && options.activations != kernels::DType::kF32) {
+    return absl::InvalidArgumentError(absl::StrCat("runner option activations is ",
+                                                   kernels::DTypeName(options.activations),
+                                                   ", expected BF16 or F32"));
+  }
+  return absl::OkStatus();
+}
+
+class ModelRunner final : public Runner {
+ public:
+  ModelRunner(std::shared_ptr<const LoadedModel> model, std::unique_ptr<kernels::Device> device,
+              std::unique_ptr<KvCache> cache, std::unique_ptr<Decoder> decoder)
+      : model_(std::move(model)),
+        device_(std::move(device)),
+        cache_(std::move(cache)),
+        decoder_(std::move(decoder)),
+        sampler_(*device_, model_->config.vocab_size, model_->generation.eos_token_ids) {
+    info_.model_name = model_->name;
+    info_.model_hash = model_->hash;
+    info_.kv_format = FormatName(cache_->format());
+    info_.layers = cache_->layers();
+    info_.page_tokens = cache_->page_tokens();
+    info_.entry_bytes = cache_->entry_bytes();
+    info_.total_pages = cache_->total_pages();
+    info_.max_positions = decoder_->plan_limits().max_positions;
+    info_.vocab_size = model_->config.vocab_size;
+  }
+
+  const RunnerInfo& info() const override { return info_; }
+
+  absl::Status Run(const scheduler::BatchPlan& plan, LayerObserver* observer,
+                   scheduler::StepOutput* output) override {
+    output->tokens.clear();
+    BATON_RETURN_IF_ERROR(decoder_->Forward(plan, observer));
+    sampled_.clear();
+    sampled_rows_.clear();
+    int32_t row = 0;
+    for (const scheduler::SequenceSlice& slice : plan.slices) {
+      row += slice.row_count;
+      if (!slice.sample) continue;
+      sampled_.push_back(&slice);
+      sampled_rows_.push_back(row - 1);
+    }
+    return SampleAll(output);
+  }
+
+  uint64_t PackPages(int32_t layer, std::span<const PageId> pages, int32_t token_count,
+                     std::span<std::byte> out) override {
+    return cache_->Pack(layer, pages, token_count, out);
+  }
+
+  absl::Status UnpackPages(int32_t layer, std::span<const PageId> pages, int32_t token_count,
+                           std::span<const std::byte> bytes, uint64_t checksum) override {
+    return cache_->Unpack(layer, pages, token_count, bytes, checksum);
+  }
+
+ private:
+  // The head runs in groups of rows, so that its logits need bounded memory.
+  absl::Status SampleAll(scheduler::StepOutput* output) {
+    const size_t group = static_cast<size_t>(decoder_->max_logit_rows());
+    for (size_t begin = 0; begin < sampled_.size(); begin += group) {
+      const size_t count = std::min(group, sampled_.size() - begin);
+      BATON_ASSIGN_OR_RETURN(
+          const kernels::TensorView logits,
+          decoder_->Logits(std::span<const int32_t>(sampled_rows_).subspan(begin, count)));
+      const std::span<const scheduler::SequenceSlice* const> slices(sampled_);
+      BATON_RETURN_IF_ERROR(
+          sampler_.Sample(slices.subspan(begin, count), logits, decoder_->logit_mask(), output));
+    }
+    return absl::OkStatus();
+  }
+
+  // In the order of what outlives what.
+  const std::shared_ptr<const LoadedModel> model_;
+  const std::unique_ptr<kernels::Device> device_;
+  const std::unique_ptr<KvCache> cache_;
+  const std::unique_ptr<Decoder> decoder_;
+  Sampler sampler_;
+  RunnerInfo info_;
+  std::vector<const scheduler::SequenceSlice*> sampled_;  // of the pass in progress
+  std::vector<int32_t> sampled_rows_;
+};
+
+}  // namespace
+
+DecoderOptions DecoderOptionsFor(const RunnerOptions& options) {
+  constexpr int32_t kMaxLogitRows = 64;
+  return {.max_rows = options.max_batch_rows,
+          .max_logit_rows = std::min(options.max_batch_rows, kMaxLogitRows),
+          .act = options.activations};
+}
+
+absl::StatusOr<std::unique_ptr<Runner>> CreateRunner(std::shared_ptr<const LoadedModel> model,
+                                                     const RunnerOptions& options) {
+  BATON_RETURN_IF_ERROR(CheckOptions(options));
+  BATON_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device,
+                         kernels::CreateDevice(options.device));
+  if (!device->host_memory()) {
+    return absl::FailedPreconditionError(
+        "weights are used where the files are mapped, which this backend cannot read; use the cpu "
+        "backend");
+  }
+  BATON_ASSIGN_OR_RETURN(std::unique_ptr<KvCache> cache,
+                         KvCache::Create(*device, model->config,
+                                         {.format = options.kv_format,
+                                          .page_tokens = options.page_tokens,
+                                          .total_pages = options.total_pages}));
+  BATON_ASSIGN_OR_RETURN(std::unique_ptr<Decoder> decoder,
+                         Decoder::Create(*device, *model, *cache, DecoderOptionsFor(options)));
+  return std::make_unique<ModelRunner>(std::move(model), std::move(device), std::move(cache),
+                                       std::move(decoder));
+}
+
+}  // namespace baton::model

@@ -1,0 +1,20 @@
+#ifndef BATON_MODEL_MOE_H_
+#define BATON_MODEL_MOE_H_
+
+// The feed-forward half of a layer: a plain gated MLP, or experts (DeepSeek-V3 report,
+// section 2.1.2). Both read a.normed and add their output to a.hidden.
+
+#include "absl/status/status.h"
+#include "model/mla.h"
+#include "model/weights.h"
+
+namespace baton::model {
+
+absl::Status RunMlp(const PassContext& pass, const MlpWeights& w);
+
+// shared(x) + sum over the chosen experts, in expert order, of weight * expert(x).
+absl::Status RunMoe(const PassContext& pass, const MoeWeights& w);
+
+}  // namespace baton::model
+
+#endif  // BATON_MODEL_MOE_H_
