@@ -1,0 +1,300 @@
+#include "base/config.h"
+
+#include <unistd.h>
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "base/check.h"
+#include "base/config_schema.h"
+#include "base/suggest.h"
+
+namespace baton {
+namespace {
+
+using internal::GetSchema;
+using internal::Schema;
+using internal::SchemaField;
+
+constexpr size_t kMaxFileBytes = size_t{1} << 20;
+
+// Collects problems and applies values; one pass over the sources in rising order of precedence.
+class Loader {
+ public:
+  Loader() {
+    for (const SchemaField& field : GetSchema().fields) {
+      const auto problem =
+          field.words.default_value.empty() && !field.leaf().is_repeated() &&
+                  field.words.type == "text"
+              ? std::nullopt
+              : internal::SetFieldFromText(field, field.words.default_value, loaded_.config);
+      BATON_CHECK_MSG(!problem.has_value(), "default of " + field.words.path + ": " + *problem);
+      loaded_.origin[field.words.path] = "default";
+    }
+  }
+
+  void ReadFile(const std::string& path, const std::string& text) {
+    file_ = path;
+    YAML::Node root;
+    try {
+      root = YAML::Load(text);
+    } catch (const YAML::ParserException& error) {
+      Problem(Place(error.mark), "not valid YAML: " + error.msg);
+      return;
+    }
+    if (!root.IsNull()) ReadSection(root, "");
+  }
+
+  void ReadEnvironmentEntry(const std::string& name, const std::string& value) {
+    if (!name.starts_with("BATON_")) return;
+    const SchemaField* field = GetSchema().FindEnvironment(name);
+    if (field == nullptr) {
+      std::vector<std::string> known;
+      for (const SchemaField& f : GetSchema().fields) known.push_back(f.words.environment);
+      Problem(name, "unknown environment variable" + DidYouMean(name, known, "unset it"));
+      return;
+    }
+    Apply(*field, name, internal::SetFieldFromText(*field, value, loaded_.config));
+  }
+
+  void ReadFlag(const ConfigFlag& flag) {
+    const SchemaField* field = GetSchema().Find(flag.path);
+    BATON_CHECK_MSG(field != nullptr, "a flag for no field: " + flag.path);
+    Apply(*field, flag.spelling, internal::SetFieldFromText(*field, flag.value, loaded_.config));
+  }
+
+  absl::StatusOr<LoadedConfig> Finish() {
+    CheckAcrossFields();
+    if (problems_.empty()) return std::move(loaded_);
+    std::string message = "the configuration has " + std::to_string(problems_.size()) +
+                          (problems_.size() == 1 ? " problem:" : " problems:");
+    for (const std::string& problem : problems_) message += "\n  " + problem;
+    return absl::InvalidArgumentError(message);
+  }
+
+ private:
+  std::string Place(const YAML::Mark& mark) const {
+    return mark.is_null() ? file_ : file_ + ":" + std::to_string(mark.line + 1);
+  }
+
+  void Problem(const std::string& place, const std::string& what) {
+    problems_.push_back(place + ": " + what);
+  }
+
+  static std::string DidYouMean(const std::string& word, const std::vector<std::string>& known,
+                                const std::string& otherwise) {
+    const std::string match = ClosestMatch(word, known);
+    return match.empty() ? "; " + otherwise : "; did you mean " + match + "?";
+  }
+
+  void Apply(const SchemaField& field, const std::string& place,
+             const std::optional<std::string>& problem) {
+    if (problem.has_value()) {
+      const bool named = place.ends_with(field.words.path);
+      Problem(place, (named ? "" : field.words.path + ": ") + *problem);
+    } else {
+      loaded_.origin[field.words.path] = place;
+    }
+  }
+
+  // `prefix` is the section's path with a trailing dot, or empty.
+  void ReadSection(const YAML::Node& node, const std::string& prefix) {
+    if (!node.IsMap()) {
+      const std::string what = prefix.empty() ? "the file" : prefix.substr(0, prefix.size() - 1);
+      Problem(Place(node.Mark()), what + ": expected keys with values (\"key: value\" lines)");
+      return;
+    }
+    std::vector<std::string> seen;
+    for (const auto& entry : node) {
+      if (!entry.first.IsScalar()) {
+        Problem(Place(entry.first.Mark()), "a key must be a plain word");
+        continue;
+      }
+      const std::string path = prefix + entry.first.Scalar();
+      if (std::find(seen.begin(), seen.end(), path) != seen.end()) {
+        Problem(Place(entry.first.Mark()), path + ": set twice; remove one of the two");
+        continue;
+      }
+      seen.push_back(path);
+      ReadEntry(path, entry.first, entry.second);
+    }
+  }
+
+  void ReadEntry(const std::string& path, const YAML::Node& key, const YAML::Node& value) {
+    if (GetSchema().IsSection(path)) {
+      if (!value.IsNull()) ReadSection(value, path + ".");
+      return;
+    }
+    const SchemaField* field = GetSchema().Find(path);
+    if (field == nullptr) {
+      Problem(Place(key.Mark()),
+              "unknown key " + path + DidYouMean(path, Paths(), KeysBeside(path)));
+      return;
+    }
+    ReadValue(*field, Place(key.Mark()), value);
+  }
+
+  void ReadValue(const SchemaField& field, const std::string& place, const YAML::Node& value) {
+    if (value.IsNull()) {
+      Apply(field, place, "has no value; give one or remove the line");
+      return;
+    }
+    if (field.leaf().is_repeated()) {
+      std::vector<std::string> items;
+      for (const auto& item : value) {
+        if (value.IsSequence() && item.IsScalar()) items.push_back(item.Scalar());
+      }
+      if (!value.IsSequence() || items.size() != value.size()) {
+        Apply(field, place,
+              "expected a list, for example [\"10.0.0.7:50061\", \"10.0.0.8:50061\"]");
+        return;
+      }
+      Apply(field, place, internal::SetField(field, items, loaded_.config));
+      return;
+    }
+    if (!value.IsScalar()) {
+      Apply(field, place, "expected one value (" + field.words.type + "), not a list or keys");
+      return;
+    }
+    Apply(field, place, internal::SetField(field, {value.Scalar()}, loaded_.config));
+  }
+
+  static std::vector<std::string> Paths() {
+    std::vector<std::string> paths;
+    for (const SchemaField& field : GetSchema().fields) paths.push_back(field.words.path);
+    for (const ConfigSection& section : GetSchema().sections) paths.push_back(section.path);
+    return paths;
+  }
+
+  // "keys of router: a, b" for an unknown router.x; the sections for an unknown section.
+  static std::string KeysBeside(const std::string& path) {
+    const size_t dot = path.rfind('.');
+    const std::string prefix = dot == std::string::npos ? "" : path.substr(0, dot + 1);
+    std::string keys;
+    for (const std::string& known : Paths()) {
+      const bool beside =
+          known.starts_with(prefix) && known.find('.', prefix.size()) == std::string::npos;
+      if (beside) keys += (keys.empty() ? "" : ", ") + known.substr(prefix.size());
+    }
+    return (prefix.empty() ? "sections: " : "keys of " + path.substr(0, dot) + ": ") + keys;
+  }
+
+  // What no single field can see. Only for values that stand: an earlier problem of either field
+  // hides it.
+  void CheckAcrossFields() {
+    const v1::Decode& decode = loaded_.config.decode();
+    if (decode.max_batch_rows() < decode.max_sequences()) {
+      Problem(loaded_.origin["decode.max_batch_rows"],
+              "decode.max_batch_rows: " + std::to_string(decode.max_batch_rows()) +
+                  " is less than decode.max_sequences (" + std::to_string(decode.max_sequences()) +
+                  ", from " + loaded_.origin["decode.max_sequences"] +
+                  "); each running request needs a row");
+    }
+    if (decode.max_landings() > decode.max_sequences()) {
+      Problem(loaded_.origin["decode.max_landings"],
+              "decode.max_landings: " + std::to_string(decode.max_landings()) +
+                  " is more than decode.max_sequences (" + std::to_string(decode.max_sequences()) +
+                  ", from " + loaded_.origin["decode.max_sequences"] +
+                  "); a landing counts as a sequence");
+    }
+  }
+
+  LoadedConfig loaded_;
+  std::string file_;
+  std::vector<std::string> problems_;
+};
+
+absl::StatusOr<std::string> ReadWholeFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) {
+    const std::string reason = std::strerror(errno);
+    const std::string message = "cannot read the configuration file " + path + ": " + reason;
+    return errno == EACCES ? absl::PermissionDeniedError(message) : absl::NotFoundError(message);
+  }
+  std::string text(kMaxFileBytes + 1, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<size_t>(std::max<std::streamsize>(file.gcount(), 0)));
+  if (file.bad()) return absl::NotFoundError("cannot read the configuration file " + path);
+  if (text.size() > kMaxFileBytes) {
+    return absl::InvalidArgumentError("the configuration file " + path +
+                                      " is larger than 1 MiB; is it the right file?");
+  }
+  return text;
+}
+
+// Kubernetes describes each Service of a namespace to every pod: BATON_ROUTER_SERVICE_HOST,
+// BATON_ROUTER_PORT_...
+bool IsServiceLink(std::string_view name) {
+  return name.find("_SERVICE_HOST") != std::string_view::npos ||
+         name.find("_SERVICE_PORT") != std::string_view::npos ||
+         name.find("_PORT_") != std::string_view::npos || name.ends_with("_PORT");
+}
+
+}  // namespace
+
+std::span<const ConfigField> ConfigFields() {
+  static const std::vector<ConfigField> fields = [] {
+    std::vector<ConfigField> words;
+    for (const SchemaField& field : GetSchema().fields) words.push_back(field.words);
+    return words;
+  }();
+  return fields;
+}
+
+std::span<const ConfigSection> ConfigSections() { return GetSchema().sections; }
+
+absl::StatusOr<LoadedConfig> LoadConfig(const ConfigInput& input) {
+  Loader loader;
+  if (!input.file.empty()) {
+    absl::StatusOr<std::string> text = ReadWholeFile(input.file);
+    if (!text.ok()) return text.status();
+    loader.ReadFile(input.file, *text);
+  }
+  for (const auto& [name, value] : input.environment) loader.ReadEnvironmentEntry(name, value);
+  for (const ConfigFlag& flag : input.flags) loader.ReadFlag(flag);
+  return loader.Finish();
+}
+
+std::string FormatConfig(const LoadedConfig& loaded) {
+  constexpr size_t kCommentColumn = 48;
+  std::ostringstream out;
+  std::vector<std::string> open;  // sections that the last line stood in
+  for (const SchemaField& field : GetSchema().fields) {
+    std::vector<std::string> sections;
+    for (size_t i = 0; i + 1 < field.chain.size(); ++i) sections.push_back(field.chain[i]->name());
+    size_t shared = 0;
+    while (shared < std::min(open.size(), sections.size()) && open[shared] == sections[shared])
+      ++shared;
+    for (size_t i = shared; i < sections.size(); ++i) {
+      out << std::string(2 * i, ' ') << sections[i] << ":\n";
+    }
+    open = sections;
+    std::string line = std::string(2 * sections.size(), ' ') + field.leaf().name() + ": " +
+                       internal::FieldAsYaml(field, loaded.config);
+    line.resize(std::max(line.size() + 2, kCommentColumn), ' ');
+    out << line << "# " << loaded.origin.at(field.words.path) << '\n';
+  }
+  return out.str();
+}
+
+std::vector<std::pair<std::string, std::string>> ReadEnvironment() {
+  std::vector<std::pair<std::string, std::string>> found;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string_view text(*entry);
+    const size_t equals = text.find('=');
+    if (equals == std::string_view::npos || !text.starts_with("BATON_")) continue;
+    const std::string name(text.substr(0, equals));
+    if (IsServiceLink(name) && GetSchema().FindEnvironment(name) == nullptr) continue;
+    found.emplace_back(name, text.substr(equals + 1));
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+}  // namespace baton
