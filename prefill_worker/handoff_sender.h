@@ -53,6 +53,7 @@ class HandoffSender final : public model::LayerObserver {
   std::vector<scheduler::HandoffFinished> TakeFinished();
 
   bool has_backlog() const { return !backlog_.empty(); }
+  bool has_finished() const { return !finished_.empty(); }
 
   // Aborts when the state contradicts itself.
   void CheckInvariants() const;
@@ -83,10 +84,9 @@ class HandoffSender final : public model::LayerObserver {
                 transport::KvTransport& transport, int32_t pages_per_message);
 
   absl::StatusOr<transport::TransferId> TransferTo(const std::string& address);
-  void ReleaseIdlePeer();
   void WorkOffBacklog();
   enum class PostResult { kPosted, kNoRoom, kFailed };
-  PostResult PostPiece(const Piece& piece);
+  PostResult PostFront();
   void HandleEvent(const transport::KvEvent& event);
   void OnPeerLost(transport::TransferId transfer, const absl::Status& status);
   void FinishIfComplete(RequestKey key);
@@ -99,6 +99,7 @@ class HandoffSender final : public model::LayerObserver {
   const int32_t pages_per_message_;
   StagingRing ring_;
   transport::RegionId region_;
+  bool registered_ = false;
   std::map<std::string, Peer> peers_;  // by transport address
   std::map<RequestKey, Call> calls_;
   std::deque<Piece> backlog_;

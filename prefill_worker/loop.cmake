@@ -1,3 +1,5 @@
 # The prefill worker's loop, apart from its services so that the simulation builds without gRPC. It
 # sees the runner and the transport as interfaces only (headers).
-baton_library(baton_prefill_worker_loop DEPS baton_base baton_scheduler)
+baton_library(baton_prefill_worker_loop
+  SRCS handoff_sender.cc loop.cc staging_ring.cc
+  DEPS baton_base baton_scheduler)

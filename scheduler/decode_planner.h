@@ -168,6 +168,8 @@ class DecodePlanner {
   // Drain was requested and no attempt holds pages any more.
   bool drained() const { return draining_ && attempts_.empty(); }
 
+  int32_t open_landings() const { return LandingCount(); }
+
   // Aborts when the state contradicts itself (see README, "Invariants"). O(state).
   void CheckInvariants() const;
 
@@ -226,26 +228,28 @@ class DecodePlanner {
   void Apply(Tick now, const PassFinished& event, DecodeActionSink& sink);
   void Apply(Tick now, const DrainRequested& event, DecodeActionSink& sink);
 
-  void Admit(Tick now, const StartReceived& event, DecodeActionSink& sink);
-  void OnFirstToken(Tick now, Attempts::iterator it, const PrefillReplied& event,
-                    DecodeActionSink& sink);
-  void JoinIfLanded(Tick now, Attempts::iterator it, DecodeActionSink& sink);
-  // Takes one sampled token; may end the attempt.
-  void Append(Tick now, Attempts::iterator it, const SampledToken& token, DecodeActionSink& sink);
-  void AddChunk(Attempt& attempt, const SampledToken* token, DecodeActionSink& sink);
-  void Expire(Tick now, DecodeActionSink& sink);
-  void GrantCredits();
-  void PlanPass(Tick now, DecodeActionSink& sink);
-  enum class Growth { kFits, kStalled, kGone };
-  Growth GrowFor(Tick now, Attempts::iterator it, int32_t rows, DecodeActionSink& sink);
-  void SendUpdates(DecodeActionSink& sink);
-
   struct Ending {
     EndKind kind = EndKind::kFinished;
     FinishReason reason = FinishReason::kNone;
     absl::Status status;
     bool prefill_lost = false;
   };
+  absl::Status CanAdmit(const StartRequest& start) const;
+  absl::Status HasRoom(const StartRequest& start) const;
+  void Admit(Tick now, const StartReceived& event, DecodeActionSink& sink);
+  void OnPrefillError(Tick now, Attempts::iterator it, const absl::Status& status, bool worker_lost,
+                      DecodeActionSink& sink);
+  void JoinIfLanded(Tick now, Attempts::iterator it, DecodeActionSink& sink);
+  // Takes one sampled token; false when it ended the attempt.
+  bool Append(Tick now, Attempts::iterator it, const SampledToken& token, DecodeActionSink& sink);
+  void AddChunk(Attempt& attempt, const SampledToken* token, DecodeActionSink& sink);
+  void Expire(Tick now, DecodeActionSink& sink);
+  void GrantCredits();
+  RunDecodePass PlanPass(Tick now, DecodeActionSink& sink);
+  void AddSlice(Attempt& attempt, int32_t rows, RunDecodePass& pass);
+  bool GrowFor(Tick now, Attempts::iterator it, int32_t rows, DecodeActionSink& sink);
+  void SendUpdates(DecodeActionSink& sink);
+
   // The one way out for every attempt: finish, cancel, deadline, refusal by prefill, peer loss,
   // preemption. Frees the pages, or quarantines them while prefill may still write.
   void Release(Tick now, Attempts::iterator it, const Ending& ending, DecodeActionSink& sink);
@@ -253,7 +257,6 @@ class DecodePlanner {
   void TellEnd(RouterId router, RequestKey key, const Ending& ending, DecodeActionSink& sink);
   bool Stops(const Attempt& attempt, TokenId token) const;
   int32_t LandingCount() const;
-  uint64_t OutstandingCredits() const;
   DecodeStatus StatusFor(const Router& router) const;
 
   const DecodePlannerOptions options_;

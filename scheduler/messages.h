@@ -100,6 +100,7 @@ struct DecodeStatus {
   int32_t running = 0;     // sequences decoding
   int32_t landing = 0;     // requests between start and landed
   bool draining = false;
+  friend bool operator==(const DecodeStatus&, const DecodeStatus&) = default;
 };
 
 struct DecodeUpdate {
@@ -158,6 +159,7 @@ struct PrefillStatus {
   int32_t running = 0;
   int64_t queued_tokens = 0;  // prompt tokens not yet computed
   bool draining = false;
+  friend bool operator==(const PrefillStatus&, const PrefillStatus&) = default;
 };
 
 }  // namespace baton::scheduler

@@ -135,6 +135,8 @@ class PrefillPlanner {
   // When Step has something to do even without events.
   Tick NextWake() const;
 
+  PrefillStatus status() const;
+
   // Drain was requested and no call is open any more.
   bool drained() const { return draining_ && calls_.empty(); }
 
@@ -184,7 +186,6 @@ class PrefillPlanner {
   // The one way out for every call: frees the pages and answers (unless the caller is gone).
   void Release(Calls::iterator it, RequestState end, absl::Status status, bool reply,
                PrefillActionSink& sink);
-  PrefillStatus StatusNow() const;
 
   const PrefillPlannerOptions options_;
   PagePool pool_;

@@ -23,7 +23,8 @@ constexpr uint32_t Successors(RequestState from) {
       // Done: the first token, which prefill samples, ended the request.
       return Bit(kLanded) | Bit(kDone) | Bit(kQueued) | Bit(kFailed) | Bit(kCancelled);
     case kLanded:
-      return Bit(kDecoding) | Bit(kQueued) | Bit(kFailed) | Bit(kCancelled);
+      // Done: not even one more token fits the rank.
+      return Bit(kDecoding) | Bit(kDone) | Bit(kQueued) | Bit(kFailed) | Bit(kCancelled);
     case kDecoding:
       return Bit(kDone) | Bit(kQueued) | Bit(kFailed) | Bit(kCancelled);
     case kDone:

@@ -40,6 +40,7 @@ struct RouterOptions {
   Duration release_timeout = Duration::Millis(10'000);     // bound on waiting for `released`
   Duration requeue_backoff = Duration::Millis(2);          // doubles with every requeue
   Duration max_requeue_backoff = Duration::Millis(256);
+  Duration max_duration = Duration::Seconds(3600);    // of a request whose deadline is later
   Duration suspect_period = Duration::Millis(1'000);  // a prefill worker reported lost is avoided
   Duration retry_after = Duration::Millis(500);       // hint that goes with refusals
 };
@@ -258,7 +259,7 @@ class Router {
   bool Admits(WorkerId worker, const WorkerIdentity& identity, RouterActionSink& sink);
   void OnChunk(Tick now, WorkerId worker, Tick received_at, const TokenChunk& chunk,
                RouterActionSink& sink);
-  void OnFirstToken(Tick now, Request& request, const TokenChunk& chunk);
+  static void OnFirstToken(Tick received_at, Request& request, const TokenChunk& chunk);
   void OnEnd(Tick now, WorkerId worker, const RequestEnd& end, RouterActionSink& sink);
   void OnReleased(WorkerId worker, RequestKey key, RouterActionSink& sink);
 

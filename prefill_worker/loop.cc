@@ -1,0 +1,123 @@
+#include "prefill_worker/loop.h"
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+#include <variant>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+
+namespace baton::prefill_worker {
+namespace {
+
+// Waits end early on any event; these bound them when a wake-up time is far away or infinite.
+constexpr Duration kMaxWait = Duration::Millis(500);
+// While messages wait for room: the transport wakes the loop when there is, this is the safety net.
+constexpr Duration kBacklogWait = Duration::Millis(1);
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PrefillLoop>> PrefillLoop::Create(
+    const PrefillLoopOptions& options, Clock& clock, model::Runner& runner,
+    transport::KvTransport& transport, PrefillInbox& inbox, PrefillOutbox& outbox,
+    PrefillObserver& observer) {
+  const model::RunnerInfo& info = runner.info();
+  scheduler::PrefillPlannerOptions planner = options.planner;
+  planner.page_tokens = info.page_tokens;
+  planner.total_pages = info.total_pages;
+  planner.max_positions = info.max_positions;
+  if (planner.page_tokens < 1 || planner.total_pages < 1 || planner.max_positions < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the runner offers ", planner.total_pages, " pages of ", planner.page_tokens,
+                     " tokens for ", planner.max_positions, " positions; each must be at least 1"));
+  }
+  if (planner.slots < 1 || planner.chunk_tokens < 1) {
+    return absl::InvalidArgumentError(absl::StrCat("slots is ", planner.slots, " and chunk_tokens ",
+                                                   planner.chunk_tokens,
+                                                   "; each must be at least 1"));
+  }
+  BATON_ASSIGN_OR_RETURN(std::unique_ptr<HandoffSender> sender,
+                         HandoffSender::Create(options.handoff, runner, transport));
+  transport.SetWakeup([&inbox] { inbox.Wake(); });
+  return std::unique_ptr<PrefillLoop>(
+      new PrefillLoop(planner, clock, runner, std::move(sender), inbox, outbox, observer));
+}
+
+PrefillLoop::PrefillLoop(const scheduler::PrefillPlannerOptions& options, Clock& clock,
+                         model::Runner& runner, std::unique_ptr<HandoffSender> sender,
+                         PrefillInbox& inbox, PrefillOutbox& outbox, PrefillObserver& observer)
+    : clock_(clock),
+      runner_(runner),
+      inbox_(inbox),
+      outbox_(outbox),
+      observer_(observer),
+      planner_(options),
+      sender_(std::move(sender)) {}
+
+scheduler::TickResult PrefillLoop::Tick() {
+  // events_ begins with the last pass's result. The inbox is drained before the transport is
+  // polled: a wake-up in between then ends the next wait.
+  inbox_.DrainInto(events_);
+  bool busy = sender_->Progress();
+  for (scheduler::HandoffFinished& finished : sender_->TakeFinished()) {
+    events_.emplace_back(std::move(finished));
+  }
+  busy = busy || !events_.empty();
+
+  sink_.Clear();
+  planner_.Step(clock_.Now(), events_, sink_);
+  events_.clear();
+  for (scheduler::PrefillAction& action : sink_.actions) Execute(action);
+  observer_.OnStep(sink_.report);
+  // Idle: nobody waits, so this is when to look for contradictions.
+  if (!busy && sink_.actions.empty()) CheckInvariants();
+
+  baton::Tick wake = planner_.NextWake();
+  if (sender_->has_backlog()) wake = std::min(wake, clock_.Now() + kBacklogWait);
+  return {busy || !events_.empty() || sender_->has_finished(), wake};
+}
+
+void PrefillLoop::Execute(scheduler::PrefillAction& action) {
+  std::visit(
+      [this](auto& a) {
+        using Action = std::decay_t<decltype(a)>;
+        if constexpr (std::is_same_v<Action, scheduler::OpenHandoff>) {
+          sender_->Open(a);
+        } else if constexpr (std::is_same_v<Action, scheduler::AbortHandoff>) {
+          sender_->Abort(a.key);
+        } else if constexpr (std::is_same_v<Action, scheduler::RunPrefillPass>) {
+          RunPass(a);
+        } else {
+          outbox_.Send(std::move(a));
+        }
+      },
+      action);
+}
+
+void PrefillLoop::RunPass(scheduler::RunPrefillPass& pass) {
+  sender_->BeginPass(std::move(pass.handoffs));
+  scheduler::PassFinished finished;
+  finished.status = runner_.Run(pass.plan, sender_.get(), &finished.output);
+  finished.finished_at = clock_.Now();
+  sender_->EndPass();
+  events_.emplace_back(std::move(finished));
+}
+
+void PrefillLoop::RunUntil(const std::atomic<bool>& stop) {
+  while (!stop.load(std::memory_order_acquire)) {
+    const scheduler::TickResult result = Tick();
+    if (result.busy) continue;
+    const Duration wait = result.wake_at.infinite() ? kMaxWait : result.wake_at - clock_.Now();
+    if (wait > Duration()) inbox_.WaitFor(std::min(wait, kMaxWait));
+  }
+}
+
+scheduler::PrefillStatus PrefillLoop::initial_status() const { return planner_.status(); }
+
+void PrefillLoop::CheckInvariants() const {
+  planner_.CheckInvariants();
+  sender_->CheckInvariants();
+}
+
+}  // namespace baton::prefill_worker

@@ -1,0 +1,682 @@
+#include "scheduler/decode_planner.h"
+
+#include <algorithm>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+
+namespace baton::scheduler {
+
+DecodePlanner::DecodePlanner(const DecodePlannerOptions& options)
+    : options_(options), pool_(options.total_pages), next_epoch_(options.first_epoch) {
+  BATON_CHECK_GT(options.page_tokens, 0);
+  BATON_CHECK_GT(options.total_pages, 0);
+  BATON_CHECK_GT(options.max_positions, 0);
+  BATON_CHECK_GT(options.max_landings, 0);
+  BATON_CHECK_GT(options.max_sequences, 0);
+  BATON_CHECK_LE(options.max_sequences, options.max_batch_rows);
+  BATON_CHECK_GT(options.reserve_output_tokens, 0);
+  BATON_CHECK_GT(options.pages_per_credit, 0);
+  BATON_CHECK_GT(options.first_epoch, 0u);
+}
+
+void DecodePlanner::Step(Tick now, absl::Span<const DecodeEvent> events, DecodeActionSink& sink) {
+  for (const DecodeEvent& event : events) {
+    std::visit([&](const auto& e) { Apply(now, e, sink); }, event);
+  }
+  BATON_CHECK_MSG(pass_.empty(), "a step without the result of the pass that was asked for");
+  Expire(now, sink);
+  RunDecodePass pass = PlanPass(now, sink);
+  GrantCredits();
+  SendUpdates(sink);
+
+  DecodeReport& report = sink.report;
+  const DecodeStatus status = StatusFor(Router());
+  report.rows += static_cast<uint32_t>(pass.plan.total_rows);
+  report.total_pages = status.total_pages;
+  report.free_pages = status.free_pages;
+  report.quarantined_pages = pool_.quarantined_pages();
+  report.running = status.running;
+  report.landing = status.landing;
+  report.releasing = static_cast<int32_t>(attempts_.size()) - status.running - status.landing;
+  report.routers = static_cast<int32_t>(routers_.size());
+  report.draining = draining_;
+  // Tokens leave before the pass begins.
+  if (!pass.plan.slices.empty()) sink.Add(std::move(pass));
+}
+
+// --- routers ------------------------------------------------------------------------------
+
+void DecodePlanner::Apply(Tick now, const RouterJoined& event, DecodeActionSink& sink) {
+  if (routers_.contains(event.router)) Apply(now, RouterLost{event.router}, sink);
+  routers_.emplace(event.router, Router());
+}
+
+void DecodePlanner::Apply(Tick now, const RouterLost& event, DecodeActionSink& sink) {
+  routers_.erase(event.router);
+  for (auto it = attempts_.begin(); it != attempts_.end();) {
+    const auto here = it++;
+    if (here->second.router != event.router) continue;
+    here->second.router_gone = true;
+    if (here->second.ended) continue;
+    Release(now, here,
+            {EndKind::kCancelled, FinishReason::kCancelled, absl::CancelledError("router gone")},
+            sink);
+  }
+}
+
+void DecodePlanner::Apply(Tick now, const StartReceived& event, DecodeActionSink& sink) {
+  const auto router = routers_.find(event.router);
+  if (router == routers_.end()) {
+    ++sink.report.stale_messages;
+    return;
+  }
+  ++sink.report.starts;
+  const bool has_credit = router->second.starts_received < router->second.credits_granted;
+  ++router->second.starts_received;
+  // A start without credit does not shift the account for the following ones.
+  router->second.credits_granted =
+      std::max(router->second.credits_granted, router->second.starts_received);
+  if (attempts_.contains(event.request.key)) {
+    ++sink.report.stale_messages;  // the attempt's own end answers both
+    return;
+  }
+  Ending refusal{EndKind::kRefused, FinishReason::kNone, absl::OkStatus()};
+  refusal.status = CanAdmit(event.request);
+  if (!refusal.status.ok()) {
+    refusal.kind = EndKind::kFailed;
+    refusal.reason = FinishReason::kError;
+  } else if (!has_credit) {
+    refusal.status = absl::ResourceExhaustedError("the start was sent without a credit");
+  } else {
+    refusal.status = HasRoom(event.request);
+  }
+  if (refusal.status.ok()) return Admit(now, event, sink);
+  TellEnd(event.router, event.request.key, refusal, sink);
+  router->second.update.released.push_back(event.request.key);
+}
+
+// What no waiting would mend.
+absl::Status DecodePlanner::CanAdmit(const StartRequest& start) const {
+  const auto prompt = static_cast<int64_t>(start.prompt.size());
+  const auto delivered = static_cast<int64_t>(start.delivered.size());
+  const int64_t max_tokens = start.sampling.max_tokens;
+  if (prompt == 0)
+    return absl::InvalidArgumentError("the prompt is empty: send at least one token");
+  if (prompt + delivered >= options_.max_positions) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the request has ", prompt + delivered, " tokens; the model takes ",
+                     options_.max_positions, " with at least one to generate: shorten the prompt"));
+  }
+  if (delivered >= max_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat("max_tokens is ", max_tokens, ", of which ",
+                                                   delivered, " were delivered: nothing to do"));
+  }
+  const int32_t pages =
+      PagesFor(ReservedTokens(prompt, delivered, max_tokens, options_.reserve_output_tokens),
+               options_.page_tokens);
+  if (pages > options_.total_pages) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the request needs ", pages, " pages; this rank has ", options_.total_pages,
+                     ": shorten the prompt, lower max_tokens or give the rank more KV memory"));
+  }
+  if (start.remaining <= Duration()) {
+    return absl::DeadlineExceededError("the deadline passed before the request was taken on");
+  }
+  return absl::OkStatus();
+}
+
+// What another moment or rank may have.
+absl::Status DecodePlanner::HasRoom(const StartRequest& start) const {
+  if (draining_) return absl::ResourceExhaustedError("the decode rank is draining");
+  if (LandingCount() >= options_.max_landings) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("all ", options_.max_landings, " landings of the decode rank are taken"));
+  }
+  if (static_cast<int32_t>(attempts_.size()) >= options_.max_sequences) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the decode rank holds ", options_.max_sequences, " sequences already"));
+  }
+  const int32_t pages =
+      PagesFor(ReservedTokens(static_cast<int64_t>(start.prompt.size()),
+                              static_cast<int64_t>(start.delivered.size()),
+                              start.sampling.max_tokens, options_.reserve_output_tokens),
+               options_.page_tokens);
+  if (!pool_.CanAllocate(pages)) {
+    return absl::ResourceExhaustedError(absl::StrCat("the request needs ", pages, " pages; ",
+                                                     pool_.free_pages(), " of ",
+                                                     options_.total_pages, " are free"));
+  }
+  return absl::OkStatus();
+}
+
+void DecodePlanner::Admit(Tick now, const StartReceived& event, DecodeActionSink& sink) {
+  const StartRequest& start = event.request;
+  Attempt attempt;
+  attempt.key = start.key;
+  attempt.router = event.router;
+  attempt.fsm = RequestFsm(RequestState::kReserved, start.key.attempt);
+  attempt.age = next_age_++;
+  attempt.tokens = start.prompt;
+  attempt.tokens.insert(attempt.tokens.end(), start.delivered.begin(), start.delivered.end());
+  attempt.prompt_tokens = static_cast<int32_t>(start.prompt.size());
+  attempt.sampling = start.sampling;
+  attempt.received_at = std::min(event.received_at, now);
+  attempt.deadline = attempt.received_at + start.remaining;
+  attempt.prefill_address = start.prefill_address;
+  attempt.pages = pool_.Allocate(
+      PagesFor(ReservedTokens(attempt.prompt_tokens, static_cast<int64_t>(start.delivered.size()),
+                              start.sampling.max_tokens, options_.reserve_output_tokens),
+               options_.page_tokens));
+  attempt.epoch = Epoch(next_epoch_++);
+  attempt.landing_open = true;
+  attempt.writer = true;
+  attempt.wait_until = now + options_.prefill_timeout;
+
+  OpenLanding open{start.key, attempt.epoch, {}, attempt.prompt_tokens};
+  open.pages.assign(attempt.pages.begin(),
+                    attempt.pages.begin() + PagesFor(attempt.prompt_tokens, options_.page_tokens));
+  CallPrefill call;
+  call.address = start.prefill_address;
+  call.call.key = start.key;
+  call.call.prompt = start.prompt;
+  call.call.sampling = start.sampling;
+  call.call.sample_first_token = start.delivered.empty();
+  call.call.remaining = attempt.deadline - now;
+  call.call.landing.epoch = attempt.epoch;
+  call.call.landing.transport_address = options_.transport_address;
+  call.call.landing.pages = open.pages;
+  sink.Add(std::move(open));  // before the call: its messages may come at once
+  sink.Add(std::move(call));
+  attempt.fsm.To(RequestState::kPrefilling);
+  attempts_.emplace(start.key, std::move(attempt));
+}
+
+void DecodePlanner::Apply(Tick now, const CancelReceived& event, DecodeActionSink& sink) {
+  const auto it = attempts_.find(event.request.key);
+  if (it == attempts_.end() || it->second.ended || it->second.router != event.router) {
+    ++sink.report.stale_messages;  // its end is on the way
+    return;
+  }
+  Release(now, it,
+          {EndKind::kCancelled, FinishReason::kCancelled, absl::CancelledError("cancelled")}, sink);
+}
+
+void DecodePlanner::Apply(Tick, const DrainRequested&, DecodeActionSink&) { draining_ = true; }
+
+// --- prefill and hand-off -----------------------------------------------------------------
+
+void DecodePlanner::Apply(Tick now, const PrefillReplied& event, DecodeActionSink& sink) {
+  const PrefillReply& reply = event.reply;
+  const auto it = attempts_.find(reply.key);
+  if (it == attempts_.end() || !it->second.writer) {
+    ++sink.report.stale_messages;
+    return;
+  }
+  Attempt& attempt = it->second;
+  attempt.writer = false;
+  if (attempt.ended) return EndQuarantine(it);
+  if (!reply.status.ok()) return OnPrefillError(now, it, reply.status, false, sink);
+
+  const bool wants_token = static_cast<int32_t>(attempt.tokens.size()) == attempt.prompt_tokens;
+  if (reply.has_first_token != wants_token) {
+    return OnPrefillError(
+        now, it, absl::InternalError("the prefill reply lacks its token, or has one too many"),
+        false, sink);
+  }
+  attempt.replied = true;
+  attempt.messages_posted = reply.messages_posted;
+  attempt.wait_until = now + options_.handoff_timeout;
+  const Duration waited = std::min(event.received_at, now) - attempt.received_at;
+  attempt.timings.prefill_wait = std::clamp(reply.wait, Duration(), waited);
+  attempt.timings.prefill =
+      std::clamp(reply.compute, Duration(), waited - attempt.timings.prefill_wait);
+  attempt.timings.transfer_exposed =
+      waited - attempt.timings.prefill_wait - attempt.timings.prefill;
+  // The first token does not wait for the landing: it is right whatever becomes of the hand-off.
+  if (wants_token && !Append(now, it, reply.first_token, sink)) return;
+  JoinIfLanded(now, it, sink);
+}
+
+void DecodePlanner::OnPrefillError(Tick now, Attempts::iterator it, const absl::Status& status,
+                                   bool worker_lost, DecodeActionSink& sink) {
+  Ending ending{EndKind::kRetryable, FinishReason::kNone, status, worker_lost};
+  switch (status.code()) {
+    case absl::StatusCode::kResourceExhausted:
+      ending.kind = EndKind::kRefused;
+      break;
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kDeadlineExceeded:
+      ending.kind = EndKind::kFailed;
+      ending.reason = FinishReason::kError;
+      break;
+    default:
+      ++sink.report.prefill_errors;
+      break;
+  }
+  Release(now, it, ending, sink);
+}
+
+void DecodePlanner::Apply(Tick now, const PrefillCallFailed& event, DecodeActionSink& sink) {
+  const auto it = attempts_.find(event.key);
+  if (it == attempts_.end() || !it->second.writer) {
+    ++sink.report.stale_messages;
+    return;
+  }
+  it->second.writer = false;
+  if (it->second.ended) return EndQuarantine(it);
+  const absl::Status status =
+      event.status.ok() || event.worker_lost
+          ? absl::UnavailableError(absl::StrCat("prefill call failed: ", event.status.ToString()))
+          : event.status;
+  OnPrefillError(now, it, status, event.worker_lost, sink);
+}
+
+void DecodePlanner::Apply(Tick now, const LandingCompleted& event, DecodeActionSink& sink) {
+  const auto it = attempts_.find(event.key);
+  if (it == attempts_.end() || it->second.epoch != event.epoch || !it->second.landing_open) {
+    ++sink.report.stale_messages;
+    return;
+  }
+  it->second.complete = true;
+  it->second.messages_accepted = event.messages;
+  JoinIfLanded(now, it, sink);
+}
+
+void DecodePlanner::Apply(Tick now, const LandingCorrupted& event, DecodeActionSink& sink) {
+  const auto it = attempts_.find(event.key);
+  if (it == attempts_.end() || it->second.epoch != event.epoch || !it->second.landing_open) {
+    ++sink.report.stale_messages;
+    return;
+  }
+  ++sink.report.handoff_corrupt;
+  Release(now, it, {EndKind::kRetryable, FinishReason::kNone, event.status}, sink);
+}
+
+void DecodePlanner::JoinIfLanded(Tick now, Attempts::iterator it, DecodeActionSink& sink) {
+  Attempt& attempt = it->second;
+  if (!attempt.replied || !attempt.complete) return;
+  if (attempt.messages_accepted != attempt.messages_posted) {
+    ++sink.report.handoff_corrupt;
+    return Release(
+        now, it,
+        {EndKind::kRetryable, FinishReason::kNone,
+         absl::DataLossError(absl::StrCat("the landing took ", attempt.messages_accepted,
+                                          " messages, prefill posted ", attempt.messages_posted))},
+        sink);
+  }
+  attempt.fsm.To(RequestState::kLanded);
+  attempt.landing_open = false;
+  sink.Add(CloseLanding{attempt.epoch});
+  attempt.wait_until = Tick::Infinite();
+  attempt.computed = attempt.prompt_tokens;
+  running_.emplace(attempt.age, it->first);
+  ++sink.report.landed;
+}
+
+// --- passes -------------------------------------------------------------------------------
+
+void DecodePlanner::Apply(Tick now, const PassFinished& event, DecodeActionSink& sink) {
+  BATON_CHECK_MSG(!pass_.empty(), "the result of a pass that nobody asked for");
+  const std::vector<PassSlice> pass = std::exchange(pass_, {});
+  const auto samples =
+      std::count_if(pass.begin(), pass.end(), [](const PassSlice& slice) { return slice.sample; });
+  absl::Status status = event.status;
+  if (status.ok() && event.output.tokens.size() != static_cast<size_t>(samples)) {
+    status = absl::InternalError(absl::StrCat("the pass gave ", event.output.tokens.size(),
+                                              " tokens where ", samples, " were asked for"));
+  }
+  size_t sampled = 0;
+  for (const PassSlice& slice : pass) {
+    const size_t sample = sampled;
+    sampled += slice.sample ? 1 : 0;
+    const auto it = attempts_.find(slice.key);
+    if (it == attempts_.end() || it->second.ended) continue;  // ended by an event before this one
+    if (!status.ok()) {
+      ++sink.report.pass_failures;
+      Release(now, it,
+              {EndKind::kRetryable, FinishReason::kNone,
+               absl::InternalError(absl::StrCat("the decode pass failed: ", status.ToString()))},
+              sink);
+      continue;
+    }
+    it->second.computed += slice.rows;
+    if (slice.sample) Append(now, it, event.output.tokens[sample], sink);
+  }
+}
+
+bool DecodePlanner::Stops(const Attempt& attempt, TokenId token) const {
+  const auto has = [token](const std::vector<TokenId>& ids) {
+    return std::find(ids.begin(), ids.end(), token) != ids.end();
+  };
+  return (!attempt.sampling.ignore_eos && has(options_.eos_token_ids)) ||
+         has(attempt.sampling.stop_token_ids);
+}
+
+bool DecodePlanner::Append(Tick now, Attempts::iterator it, const SampledToken& token,
+                           DecodeActionSink& sink) {
+  Attempt& attempt = it->second;
+  if (Stops(attempt, token.token)) {
+    if (!attempt.first_chunk_sent) AddChunk(attempt, nullptr, sink);
+    Release(now, it, {EndKind::kFinished, FinishReason::kStop, absl::OkStatus()}, sink);
+    return false;
+  }
+  AddChunk(attempt, &token, sink);
+  attempt.tokens.push_back(token.token);
+  const auto length = static_cast<int32_t>(attempt.tokens.size());
+  if (length - attempt.prompt_tokens >= attempt.sampling.max_tokens ||
+      length >= options_.max_positions) {
+    Release(now, it, {EndKind::kFinished, FinishReason::kLength, absl::OkStatus()}, sink);
+    return false;
+  }
+  return true;
+}
+
+void DecodePlanner::AddChunk(Attempt& attempt, const SampledToken* token, DecodeActionSink& sink) {
+  TokenChunk chunk;
+  chunk.key = attempt.key;
+  chunk.first_index = static_cast<int32_t>(attempt.tokens.size()) - attempt.prompt_tokens;
+  if (token != nullptr) chunk.tokens.push_back(*token);
+  if (!attempt.first_chunk_sent) {
+    attempt.first_chunk_sent = true;
+    chunk.has_first_token_timings = true;
+    chunk.timings = attempt.timings;
+    sink.report.transfer_exposed = sink.report.transfer_exposed + attempt.timings.transfer_exposed;
+  }
+  sink.report.tokens += static_cast<uint32_t>(chunk.tokens.size());
+  const auto router = routers_.find(attempt.router);
+  if (router != routers_.end()) router->second.update.chunks.push_back(std::move(chunk));
+}
+
+RunDecodePass DecodePlanner::PlanPass(Tick now, DecodeActionSink& sink) {
+  RunDecodePass pass;
+  // Oldest first; growing may preempt the youngest, so the list is walked by age, not by iterator.
+  for (auto at = running_.begin(); at != running_.end();) {
+    const uint64_t age = at->first;
+    const auto it = attempts_.find(at->second);
+    Attempt& attempt = it->second;
+    // Every later sequence keeps one row; what is left over serves long replays, oldest first.
+    const auto later = static_cast<int32_t>(std::distance(at, running_.end())) - 1;
+    const int32_t budget = options_.max_batch_rows - pass.plan.total_rows - later;
+    const int32_t rows =
+        std::min(static_cast<int32_t>(attempt.tokens.size()) - attempt.computed, budget);
+    if (GrowFor(now, it, rows, sink)) AddSlice(attempt, rows, pass);
+    at = running_.upper_bound(age);
+  }
+  if (pass.plan.slices.empty()) return pass;
+  pass.plan.step = ++passes_;
+  pass.plan.form = Form::kDecode;
+  return pass;
+}
+
+void DecodePlanner::AddSlice(Attempt& attempt, int32_t rows, RunDecodePass& pass) {
+  if (attempt.fsm.state() == RequestState::kLanded) attempt.fsm.To(RequestState::kDecoding);
+  SequenceSlice slice;
+  slice.key = attempt.key;
+  const int32_t end = attempt.computed + rows;
+  slice.sequence = std::span(attempt.tokens).first(static_cast<size_t>(end));
+  slice.prompt_tokens = attempt.prompt_tokens;
+  slice.first_position = attempt.computed;
+  slice.row_count = rows;
+  slice.pages = attempt.pages;
+  slice.sample = end == static_cast<int32_t>(attempt.tokens.size());
+  slice.sampling = &attempt.sampling;
+  pass.plan.slices.push_back(slice);
+  pass.plan.total_rows += rows;
+  pass_.push_back({attempt.key, rows, slice.sample});
+}
+
+// True when the attempt's pages hold `rows` more tokens. Otherwise it sits this pass out, or is
+// gone.
+bool DecodePlanner::GrowFor(Tick now, Attempts::iterator it, int32_t rows, DecodeActionSink& sink) {
+  Attempt& attempt = it->second;
+  const int32_t needed = PagesFor(int64_t{attempt.computed} + rows, options_.page_tokens);
+  while (static_cast<int32_t>(attempt.pages.size()) < needed) {
+    if (pool_.CanAllocate(1)) {
+      attempt.pages.push_back(pool_.Allocate(1).front());
+      continue;
+    }
+    const Ending preempted{EndKind::kPreempted, FinishReason::kNone, absl::OkStatus()};
+    const auto youngest = std::prev(running_.end());
+    if (youngest->first != attempt.age) {
+      Release(now, attempts_.find(youngest->second), preempted, sink);
+    } else if (running_.size() > 1) {
+      Release(now, it, preempted, sink);
+      return false;
+    } else if (attempts_.size() > 1) {
+      return false;  // others land or are being released: their pages come free in bounded time
+    } else {
+      // It has the whole rank and needs more: as long as it can get.
+      Release(now, it, {EndKind::kFinished, FinishReason::kLength, absl::OkStatus()}, sink);
+      return false;
+    }
+  }
+  return true;
+}
+
+// --- the way out --------------------------------------------------------------------------
+
+void DecodePlanner::Release(Tick now, Attempts::iterator it, const Ending& ending,
+                            DecodeActionSink& sink) {
+  Attempt& attempt = it->second;
+  BATON_CHECK(!attempt.ended);
+  switch (ending.kind) {
+    case EndKind::kFinished:
+      attempt.fsm.To(RequestState::kDone);
+      break;
+    case EndKind::kCancelled:
+      attempt.fsm.To(RequestState::kCancelled);
+      break;
+    case EndKind::kFailed:
+      attempt.fsm.To(RequestState::kFailed);
+      break;
+    case EndKind::kRefused:
+    case EndKind::kPreempted:
+    case EndKind::kRetryable:
+      attempt.fsm.To(RequestState::kQueued);
+      break;
+  }
+  attempt.ended = true;
+  TellEnd(attempt.router, attempt.key, ending, sink);
+  running_.erase(attempt.age);
+  if (attempt.landing_open) {
+    attempt.landing_open = false;
+    sink.Add(CloseLanding{attempt.epoch});
+  }
+  pool_.Quarantine(attempt.pages);
+  if (!attempt.writer) return EndQuarantine(it);
+  sink.Add(CancelPrefill{attempt.prefill_address, attempt.key});
+  attempt.wait_until = now + options_.release_timeout;
+}
+
+void DecodePlanner::EndQuarantine(Attempts::iterator it) {
+  pool_.EndQuarantine(it->second.pages);
+  const auto router = routers_.find(it->second.router);
+  if (router != routers_.end() && !it->second.router_gone) {
+    router->second.update.released.push_back(it->first);
+  }
+  attempts_.erase(it);
+}
+
+void DecodePlanner::TellEnd(RouterId router, RequestKey key, const Ending& ending,
+                            DecodeActionSink& sink) {
+  DecodeReport& report = sink.report;
+  switch (ending.kind) {
+    case EndKind::kFinished:
+      ++report.finished;
+      break;
+    case EndKind::kCancelled:
+      ++report.cancelled;
+      break;
+    case EndKind::kFailed:
+      ++report.failed;
+      break;
+    case EndKind::kRefused:
+      ++report.refused;
+      break;
+    case EndKind::kPreempted:
+      ++report.preempted;
+      break;
+    case EndKind::kRetryable:
+      ++report.retryable;
+      break;
+  }
+  const auto it = routers_.find(router);
+  if (it == routers_.end()) return;
+  it->second.update.ends.push_back(
+      {key, ending.kind, ending.reason, ending.status, ending.prefill_lost});
+}
+
+// --- time and credits ---------------------------------------------------------------------
+
+void DecodePlanner::Expire(Tick now, DecodeActionSink& sink) {
+  for (auto it = attempts_.begin(); it != attempts_.end();) {
+    const auto here = it++;
+    Attempt& attempt = here->second;
+    if (attempt.ended) {
+      if (attempt.wait_until > now) continue;
+      ++sink.report.release_timeouts;
+      EndQuarantine(here);
+    } else if (attempt.deadline <= now) {
+      Release(now, here,
+              {EndKind::kFailed, FinishReason::kError,
+               absl::DeadlineExceededError("the deadline passed on the decode rank")},
+              sink);
+    } else if (attempt.wait_until <= now) {
+      const bool replied = attempt.replied;
+      ++(replied ? sink.report.handoff_timeouts : sink.report.prefill_errors);
+      Release(now, here,
+              {EndKind::kRetryable, FinishReason::kNone,
+               absl::UnavailableError(replied ? "part of the hand-off never arrived"
+                                              : "the prefill worker did not reply in time")},
+              sink);
+    }
+  }
+}
+
+Tick DecodePlanner::NextWake() const {
+  Tick wake = Tick::Infinite();
+  for (const auto& [key, attempt] : attempts_) {
+    wake = std::min(wake, attempt.wait_until);
+    if (!attempt.ended) wake = std::min(wake, attempt.deadline);
+  }
+  return wake;
+}
+
+int32_t DecodePlanner::LandingCount() const {
+  int32_t landing = 0;
+  for (const auto& [key, attempt] : attempts_) landing += attempt.landing_open ? 1 : 0;
+  return landing;
+}
+
+// Credits cannot be taken back, so they are given sparingly: together with the landings under way
+// they fill neither the landings, nor the sequences, nor the free pages. A router that holds none
+// may always have one while there is a free landing, whatever the others hoard: a start may be
+// refused.
+void DecodePlanner::GrantCredits() {
+  if (draining_ || routers_.empty()) return;
+  const int32_t landing = LandingCount();
+  const auto sequences = static_cast<int32_t>(attempts_.size());
+  if (landing >= options_.max_landings || sequences >= options_.max_sequences) return;
+  int64_t outstanding = 0;
+  for (const auto& [id, router] : routers_) {
+    outstanding += static_cast<int64_t>(router.credits_granted - router.starts_received);
+  }
+  const int64_t share =
+      std::max<int64_t>(1, options_.max_landings / static_cast<int64_t>(routers_.size()));
+  const int64_t room = std::min({int64_t{options_.max_landings} - landing,
+                                 int64_t{options_.max_sequences} - sequences,
+                                 int64_t{pool_.free_pages()} / options_.pages_per_credit});
+  const bool idle = attempts_.empty();
+  for (auto& [id, router] : routers_) {
+    auto held = static_cast<int64_t>(router.credits_granted - router.starts_received);
+    while (held < share && outstanding < room) {
+      ++router.credits_granted;
+      ++held;
+      ++outstanding;
+    }
+    if (held == 0 && (idle || pool_.free_pages() >= options_.pages_per_credit)) {
+      ++router.credits_granted;
+      ++outstanding;
+    }
+  }
+}
+
+DecodeStatus DecodePlanner::StatusFor(const Router& router) const {
+  DecodeStatus status;
+  status.credits_granted = router.credits_granted;
+  status.starts_received = router.starts_received;
+  status.total_pages = pool_.total_pages();
+  status.free_pages = pool_.free_pages();
+  status.running = static_cast<int32_t>(running_.size());
+  status.landing = LandingCount();
+  status.draining = draining_;
+  return status;
+}
+
+void DecodePlanner::SendUpdates(DecodeActionSink& sink) {
+  for (auto& [id, router] : routers_) {
+    const DecodeStatus status = StatusFor(router);
+    DecodeUpdate& update = router.update;
+    if (router.announced && status == router.last_status && update.chunks.empty() &&
+        update.ends.empty() && update.released.empty()) {
+      continue;
+    }
+    router.announced = true;
+    router.last_status = status;
+    update.status = status;
+    sink.Add(SendUpdate{id, std::exchange(update, {})});
+  }
+}
+
+// --- integrity ----------------------------------------------------------------------------
+
+void DecodePlanner::CheckInvariants() const {
+  pool_.CheckConservation();
+  std::set<PageId> held;
+  std::set<Epoch> epochs;
+  int32_t quarantined = 0;
+  size_t running = 0;
+  for (const auto& [key, attempt] : attempts_) {
+    BATON_CHECK(attempt.key == key);
+    BATON_CHECK_LT(attempt.epoch.value(), next_epoch_);
+    BATON_CHECK(epochs.insert(attempt.epoch).second);
+    for (const PageId page : attempt.pages) BATON_CHECK(held.insert(page).second);
+    const auto capacity = static_cast<int64_t>(attempt.pages.size()) * options_.page_tokens;
+    BATON_CHECK(attempt.computed <= static_cast<int32_t>(attempt.tokens.size()));
+    BATON_CHECK(attempt.computed <= capacity);
+    if (attempt.ended) {
+      // Kept only for its writer, and not for ever.
+      BATON_CHECK(attempt.writer && !attempt.landing_open && !attempt.wait_until.infinite());
+      quarantined += static_cast<int32_t>(attempt.pages.size());
+      continue;
+    }
+    const bool landing = attempt.fsm.state() == RequestState::kPrefilling;
+    BATON_CHECK_EQ(landing, attempt.landing_open);
+    BATON_CHECK_EQ(landing, !attempt.wait_until.infinite());
+    BATON_CHECK_EQ(landing, attempt.writer || !attempt.complete);
+    BATON_CHECK_EQ(landing, !running_.contains(attempt.age));
+    if (!landing) {
+      ++running;
+      BATON_CHECK(running_.at(attempt.age) == key);
+      BATON_CHECK_GE(attempt.computed, attempt.prompt_tokens);
+      // The newest token's latents are yet to be computed, in every pass.
+      BATON_CHECK_LT(attempt.computed, static_cast<int32_t>(attempt.tokens.size()));
+    }
+    BATON_CHECK(routers_.contains(attempt.router) && !attempt.router_gone);
+  }
+  BATON_CHECK_EQ(running_.size(), running);
+  BATON_CHECK_LE(attempts_.size(), static_cast<size_t>(options_.max_sequences));
+  BATON_CHECK_LE(LandingCount(), options_.max_landings);
+  BATON_CHECK_EQ(quarantined, pool_.quarantined_pages());
+  BATON_CHECK_EQ(held.size(),
+                 static_cast<size_t>(pool_.allocated_pages() + pool_.quarantined_pages()));
+  for (const auto& [id, router] : routers_) {
+    BATON_CHECK_LE(router.starts_received, router.credits_granted);
+  }
+}
+
+}  // namespace baton::scheduler

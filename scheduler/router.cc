@@ -1,0 +1,669 @@
+#include "scheduler/router.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "scheduler/identity.h"
+#include "scheduler/page_pool.h"
+
+namespace baton::scheduler {
+
+Router::Router(const RouterOptions& options) : options_(options), identity_(options.identity) {
+  BATON_CHECK_GT(options.max_queued, 0);
+  BATON_CHECK_GT(options.max_attempts, 0);
+  BATON_CHECK_GE(options.max_requeues, 0);
+  BATON_CHECK_GT(options.scan_depth, 0);
+  BATON_CHECK_GE(options.max_overtakes, 0);
+  BATON_CHECK_GT(options.reserve_output_tokens, 0);
+  BATON_CHECK(options.max_duration > Duration());
+}
+
+void Router::Step(Tick now, absl::Span<const RouterEvent> events, RouterActionSink& sink) {
+  for (const RouterEvent& event : events) {
+    std::visit([&](const auto& e) { Apply(now, e, sink); }, event);
+  }
+  Expire(now, sink);
+  FailWithoutWorkers(now, sink);
+  Dispatch(now, sink);
+
+  RouterReport& report = sink.report;
+  report.queued = static_cast<int32_t>(queue_.size());
+  report.running = static_cast<int32_t>(requests_.size() - queue_.size());
+  report.releasing = static_cast<int32_t>(release_by_.size());
+  report.decode_ranks = static_cast<int32_t>(decode_.size());
+  report.prefill_workers = static_cast<int32_t>(prefill_.size());
+  report.draining = draining_;
+}
+
+// --- clients ------------------------------------------------------------------------------
+
+void Router::Apply(Tick now, const Arrived& event, RouterActionSink& sink) {
+  ++sink.report.arrived;
+  BATON_CHECK(!event.prompt.empty());
+  BATON_CHECK_GT(event.sampling.max_tokens, 0);
+  Request request;
+  request.id = event.id;
+  request.order = next_order_++;
+  request.prompt = event.prompt;
+  request.sampling = event.sampling;
+  request.arrived_at = std::min(event.arrived_at, now);
+  request.deadline = std::min(event.deadline, request.arrived_at + options_.max_duration);
+  request.queued_at = now;
+  const bool full = static_cast<int32_t>(queue_.size()) >= options_.max_queued;
+  const auto [it, inserted] = requests_.emplace(event.id, std::move(request));
+  BATON_CHECK_MSG(inserted, absl::StrCat("request id ", event.id.value(), " was used twice"));
+  deadlines_.emplace(it->second.deadline, event.id);
+  queue_.emplace(it->second.order, event.id);
+
+  if (draining_) {
+    return Finish(now, it, FinishReason::kError,
+                  absl::UnavailableError("the server is draining: send the request elsewhere"),
+                  sink);
+  }
+  if (full) {
+    ++sink.report.refused_full;
+    return Finish(now, it, FinishReason::kError,
+                  absl::ResourceExhaustedError(
+                      absl::StrCat(options_.max_queued, " requests are waiting already: try again ",
+                                   "later, or add workers")),
+                  sink);
+  }
+  const absl::Status fits = FitsSomewhere(it->second);
+  if (!fits.ok()) Finish(now, it, FinishReason::kError, fits, sink);
+}
+
+void Router::Apply(Tick now, const ClientCancelled& event, RouterActionSink& sink) {
+  const auto it = requests_.find(event.id);
+  if (it == requests_.end()) return;  // it ended a moment ago
+  Abandon(now, it, FinishReason::kCancelled, absl::CancelledError("cancelled by the client"), sink);
+}
+
+void Router::Apply(Tick, const DrainRequested&, RouterActionSink&) { draining_ = true; }
+
+// --- workers ------------------------------------------------------------------------------
+
+bool Router::Admits(WorkerId worker, const WorkerIdentity& identity, RouterActionSink& sink) {
+  absl::Status compatible = CheckCompatible(identity_, identity);
+  if (compatible.ok() && identity.page_tokens <= 0) {
+    compatible = absl::FailedPreconditionError(
+        absl::StrCat(identity.role, " ", identity.instance, " says that its pages hold ",
+                     identity.page_tokens, " tokens; expected a positive number"));
+  }
+  if (!compatible.ok()) {
+    ++sink.report.workers_refused;
+    sink.Add(RefuseWorker{worker, compatible});
+    return false;
+  }
+  const auto adopt = [](auto& mine, const auto& theirs) {
+    if (mine == std::decay_t<decltype(mine)>()) mine = theirs;
+  };
+  adopt(identity_.model_name, identity.model_name);
+  adopt(identity_.model_hash, identity.model_hash);
+  adopt(identity_.kv_format, identity.kv_format);
+  adopt(identity_.page_tokens, identity.page_tokens);
+  adopt(identity_.layers, identity.layers);
+  adopt(identity_.revision, identity.revision);
+  return true;
+}
+
+void Router::Apply(Tick now, const DecodeJoined& event, RouterActionSink& sink) {
+  if (decode_.contains(event.worker)) {
+    LoseDecode(now, event.worker, absl::UnavailableError("the decode rank started anew"), sink);
+  }
+  if (!Admits(event.worker, event.identity, sink)) return;
+  DecodeRank rank;
+  rank.identity = event.identity;
+  rank.status = event.status;
+  largest_decode_pages_ = std::max(largest_decode_pages_, rank.status.total_pages);
+  decode_.emplace(event.worker, std::move(rank));
+}
+
+void Router::Apply(Tick now, const DecodeLost& event, RouterActionSink& sink) {
+  if (decode_.contains(event.worker)) LoseDecode(now, event.worker, event.status, sink);
+}
+
+void Router::LoseDecode(Tick now, WorkerId worker, const absl::Status& why,
+                        RouterActionSink& sink) {
+  for (auto it = attempts_.begin(); it != attempts_.end();) {
+    const auto here = it++;
+    if (here->second.decode != worker) continue;
+    const RequestKey key = here->first;
+    const bool live = !here->second.ended;
+    FreePrefill(here->second);
+    release_by_.erase({here->second.release_by, key});
+    attempts_.erase(here);
+    if (!live) continue;
+    ++sink.report.retries;
+    Requeue(now, requests_.find(key.request), true,
+            absl::UnavailableError(absl::StrCat("the decode rank was lost: ", why.ToString())),
+            sink);
+  }
+  decode_.erase(worker);
+}
+
+void Router::Apply(Tick now, const DecodeUpdated& event, RouterActionSink& sink) {
+  const auto it = decode_.find(event.worker);
+  if (it == decode_.end()) {
+    ++sink.report.stale_messages;
+    return;
+  }
+  DecodeRank& rank = it->second;
+  rank.status = event.update.status;
+  largest_decode_pages_ = std::max(largest_decode_pages_, rank.status.total_pages);
+  const uint64_t unseen =
+      rank.starts_sent - std::min(rank.starts_sent, rank.status.starts_received);
+  while (rank.unseen_pages.size() > unseen) rank.unseen_pages.pop_front();
+
+  const Tick received_at = std::min(event.received_at, now);
+  for (const TokenChunk& chunk : event.update.chunks) {
+    OnChunk(now, event.worker, received_at, chunk, sink);
+  }
+  for (const RequestEnd& end : event.update.ends) OnEnd(now, event.worker, end, sink);
+  for (const RequestKey key : event.update.released) OnReleased(event.worker, key, sink);
+}
+
+void Router::Apply(Tick now, const PrefillJoined& event, RouterActionSink& sink) {
+  Apply(now, PrefillLost{event.worker, absl::OkStatus()}, sink);
+  if (!Admits(event.worker, event.identity, sink)) return;
+  PrefillWorker worker;
+  worker.address = event.address;
+  worker.identity = event.identity;
+  worker.status = event.status;
+  largest_prefill_pages_ = std::max(largest_prefill_pages_, worker.status.total_pages);
+  prefill_.emplace(event.worker, std::move(worker));
+}
+
+void Router::Apply(Tick, const PrefillUpdated& event, RouterActionSink& sink) {
+  const auto it = prefill_.find(event.worker);
+  if (it == prefill_.end()) {
+    ++sink.report.stale_messages;
+    return;
+  }
+  it->second.status = event.status;
+  largest_prefill_pages_ = std::max(largest_prefill_pages_, event.status.total_pages);
+}
+
+// The decode ranks that called the worker notice its loss themselves and report each attempt; here
+// it only takes no more work.
+void Router::Apply(Tick, const PrefillLost& event, RouterActionSink&) {
+  if (prefill_.erase(event.worker) == 0) return;
+  for (auto& [key, attempt] : attempts_) {
+    if (attempt.prefill == event.worker) attempt.prefill_busy = false;
+  }
+}
+
+// --- what decode ranks report -------------------------------------------------------------
+
+void Router::OnChunk(Tick now, WorkerId worker, Tick received_at, const TokenChunk& chunk,
+                     RouterActionSink& sink) {
+  const auto at = attempts_.find(chunk.key);
+  if (at == attempts_.end() || at->second.ended || at->second.decode != worker) {
+    ++sink.report.stale_messages;
+    return;
+  }
+  const auto it = requests_.find(chunk.key.request);
+  Request& request = it->second;
+  if (request.fsm.state() == RequestState::kPrefilling) {
+    // The first token left prefill: its slot is free, its hand-off all but over.
+    FreePrefill(at->second);
+    request.fsm.To(RequestState::kLanded);
+    request.fsm.To(RequestState::kDecoding);
+  }
+  if (chunk.has_first_token_timings && !request.has_first_token) {
+    OnFirstToken(received_at, request, chunk);
+  }
+
+  const auto have = static_cast<int64_t>(request.delivered.size());
+  const int64_t first = chunk.first_index;
+  const int64_t repeated = have - first;  // tokens of the chunk that the client has already
+  bool conflict = first < 0 || repeated < 0;
+  EmitTokens emit{request.id, static_cast<int32_t>(have), {}};
+  for (size_t i = 0; i < chunk.tokens.size() && !conflict; ++i) {
+    const auto index = static_cast<int64_t>(i);
+    if (index < repeated) {
+      conflict = request.delivered[static_cast<size_t>(first + index)] != chunk.tokens[i].token;
+      sink.report.duplicate_tokens += conflict ? 0 : 1;
+    } else {
+      emit.tokens.push_back(chunk.tokens[i]);
+    }
+  }
+  conflict =
+      conflict || have + static_cast<int64_t>(emit.tokens.size()) > request.sampling.max_tokens;
+  if (conflict) {
+    ++sink.report.token_conflicts;
+    return Abandon(now, it, FinishReason::kError,
+                   absl::InternalError(absl::StrCat(
+                       "a decode rank sent tokens from index ", first, " that contradict the ",
+                       have, " delivered ones: please report this as a bug")),
+                   sink);
+  }
+  if (emit.tokens.empty()) return;
+  for (const SampledToken& token : emit.tokens) request.delivered.push_back(token.token);
+  request.requeues = 0;
+  sink.report.tokens += static_cast<uint32_t>(emit.tokens.size());
+  sink.Add(std::move(emit));
+}
+
+void Router::OnFirstToken(Tick received_at, Request& request, const TokenChunk& chunk) {
+  request.has_first_token = true;
+  request.ttft = received_at - request.arrived_at;
+  // Each stage takes at most what the earlier ones leave, so that they add up whatever the workers'
+  // clocks say.
+  Duration left = request.ttft;
+  const auto take = [&left](Duration stage) {
+    const Duration taken = std::clamp(stage, Duration(), left);
+    left = left - taken;
+    return taken;
+  };
+  request.stages.queue = take(request.started_at - request.arrived_at);
+  request.stages.prefill_wait = take(chunk.timings.prefill_wait);
+  request.stages.prefill = take(chunk.timings.prefill);
+  request.stages.transfer_exposed = take(chunk.timings.transfer_exposed);
+  request.stages.decode_wait = left;
+}
+
+void Router::OnEnd(Tick now, WorkerId worker, const RequestEnd& end, RouterActionSink& sink) {
+  const auto at = attempts_.find(end.key);
+  if (at == attempts_.end() || at->second.decode != worker || at->second.ended) {
+    // An attempt that was abandoned here ends there a little later; anything else is stale.
+    const bool expected = at != attempts_.end() && at->second.decode == worker;
+    sink.report.stale_messages += expected ? 0 : 1;
+    return;
+  }
+  const WorkerId prefill = at->second.prefill;
+  EndAttempt(now, at);
+  const auto it = requests_.find(end.key.request);
+  Request& request = it->second;
+  switch (end.kind) {
+    case EndKind::kFinished:
+      return Finish(now, it, end.reason, absl::OkStatus(), sink);
+    case EndKind::kRefused:
+      ++sink.report.refusals;
+      return Requeue(now, it, false, end.status, sink);
+    case EndKind::kPreempted:
+      ++sink.report.preemptions;
+      return Requeue(now, it, false, absl::ResourceExhaustedError("preempted too often"), sink);
+    case EndKind::kCancelled:  // nobody asked for it: the rank is giving up its work
+    case EndKind::kRetryable:
+      ++sink.report.retries;
+      request.avoids_prefill = true;
+      request.avoided_prefill = prefill;
+      if (const auto lost = prefill_.find(prefill); end.prefill_lost && lost != prefill_.end()) {
+        lost->second.suspect_until = now + options_.suspect_period;
+      }
+      return Requeue(now, it, true, end.status, sink);
+    case EndKind::kFailed:
+      return Finish(
+          now, it, FinishReason::kError,
+          end.status.ok() ? absl::InternalError("the decode rank failed the request") : end.status,
+          sink);
+  }
+}
+
+void Router::OnReleased(WorkerId worker, RequestKey key, RouterActionSink& sink) {
+  const auto it = attempts_.find(key);
+  if (it == attempts_.end() || it->second.decode != worker || !it->second.ended) {
+    ++sink.report.stale_messages;
+    return;
+  }
+  FreePrefill(it->second);
+  release_by_.erase({it->second.release_by, key});
+  attempts_.erase(it);
+}
+
+// --- ends ---------------------------------------------------------------------------------
+
+void Router::EndAttempt(Tick now, Attempts::iterator it) {
+  Attempt& attempt = it->second;
+  attempt.ended = true;
+  attempt.release_by = now + options_.release_timeout;
+  release_by_.emplace(attempt.release_by, it->first);
+  --decode_.at(attempt.decode).attempts;
+}
+
+void Router::FreePrefill(Attempt& attempt) {
+  if (!std::exchange(attempt.prefill_busy, false)) return;
+  PrefillWorker& worker = prefill_.at(attempt.prefill);
+  --worker.busy;
+  worker.busy_pages -= attempt.prompt_pages;
+  worker.busy_tokens -= attempt.prompt_tokens;
+}
+
+void Router::Requeue(Tick now, Requests::iterator it, bool counts, const absl::Status& why,
+                     RouterActionSink& sink) {
+  Request& request = it->second;
+  request.fsm.To(RequestState::kQueued);
+  queue_.emplace(request.order, it->first);
+  request.queued_at = now;
+  request.not_before = now;
+  if (static_cast<int32_t>(request.delivered.size()) >= request.sampling.max_tokens) {
+    // All but the news of its end had arrived.
+    return Finish(now, it, FinishReason::kLength, absl::OkStatus(), sink);
+  }
+  const int32_t bound = counts ? options_.max_attempts : options_.max_requeues;
+  const int32_t used = counts ? ++request.failures : ++request.requeues;
+  if (counts ? used >= bound : used > bound) {
+    return Finish(now, it, FinishReason::kError,
+                  absl::UnavailableError(absl::StrCat("given up after ", request.starts,
+                                                      " starts; the last one: ", why.ToString())),
+                  sink);
+  }
+  if (counts) return;
+  const int32_t doublings = std::min(request.requeues - 1, 20);
+  const Duration backoff =
+      std::min(options_.max_requeue_backoff, options_.requeue_backoff * (int64_t{1} << doublings));
+  request.not_before = now + backoff;
+}
+
+void Router::Finish(Tick now, Requests::iterator it, FinishReason reason, absl::Status status,
+                    RouterActionSink& sink) {
+  Request& request = it->second;
+  request.fsm.To(status.ok()                 ? RequestState::kDone
+                 : absl::IsCancelled(status) ? RequestState::kCancelled
+                                             : RequestState::kFailed);
+  RouterReport& report = sink.report;
+  ++(status.ok() ? report.finished : absl::IsCancelled(status) ? report.cancelled : report.failed);
+
+  RequestResult result;
+  result.id = request.id;
+  result.reason = reason;
+  if (absl::IsResourceExhausted(status) || absl::IsUnavailable(status)) {
+    result.retry_after = options_.retry_after;
+  }
+  result.status = std::move(status);
+  result.prompt_tokens = static_cast<int32_t>(request.prompt.size());
+  result.output_tokens = static_cast<int32_t>(request.delivered.size());
+  result.attempts = request.starts;
+  result.has_first_token = request.has_first_token;
+  result.ttft = request.ttft;
+  result.stages = request.stages;
+  result.total = now - request.arrived_at;
+  sink.Add(std::move(result));
+
+  queue_.erase(request.order);
+  deadlines_.erase({request.deadline, request.id});
+  requests_.erase(it);
+}
+
+void Router::Abandon(Tick now, Requests::iterator it, FinishReason reason, absl::Status status,
+                     RouterActionSink& sink) {
+  const RequestKey key{it->first, it->second.fsm.attempt()};
+  if (it->second.fsm.running()) {
+    const auto attempt = attempts_.find(key);
+    sink.Add(SendCancel{attempt->second.decode, {key}});
+    EndAttempt(now, attempt);
+  }
+  Finish(now, it, reason, std::move(status), sink);
+}
+
+// --- time ---------------------------------------------------------------------------------
+
+void Router::Expire(Tick now, RouterActionSink& sink) {
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
+    const auto it = requests_.find(deadlines_.begin()->second);
+    const char* where = it->second.fsm.running() ? "while the request ran" : "in the queue";
+    Abandon(now, it, FinishReason::kError,
+            absl::DeadlineExceededError(absl::StrCat("the deadline passed ", where)), sink);
+  }
+  while (!release_by_.empty() && release_by_.begin()->first <= now) {
+    const auto it = attempts_.find(release_by_.begin()->second);
+    ++sink.report.release_timeouts;
+    FreePrefill(it->second);
+    attempts_.erase(it);
+    release_by_.erase(release_by_.begin());
+  }
+}
+
+void Router::FailWithoutWorkers(Tick now, RouterActionSink& sink) {
+  const bool decode = std::any_of(decode_.begin(), decode_.end(),
+                                  [](const auto& entry) { return !entry.second.status.draining; });
+  const bool prefill = std::any_of(prefill_.begin(), prefill_.end(),
+                                   [](const auto& entry) { return !entry.second.status.draining; });
+  if (decode && prefill) {
+    workers_missing_since_ = Tick::Infinite();
+    return;
+  }
+  if (workers_missing_since_.infinite()) workers_missing_since_ = now;
+  for (auto at = queue_.begin(); at != queue_.end();) {
+    const auto it = requests_.find((at++)->second);
+    const Tick since = std::max(workers_missing_since_, it->second.queued_at);
+    if (since + options_.no_workers_timeout > now) continue;
+    Finish(now, it, FinishReason::kError,
+           absl::UnavailableError(absl::StrCat("no ", decode ? "prefill worker" : "decode rank",
+                                               " is there to take the request")),
+           sink);
+  }
+}
+
+Tick Router::NextWake() const {
+  Tick wake = next_dispatch_;
+  if (!deadlines_.empty()) wake = std::min(wake, deadlines_.begin()->first);
+  if (!release_by_.empty()) wake = std::min(wake, release_by_.begin()->first);
+  if (!workers_missing_since_.infinite()) {
+    for (const auto& [order, id] : queue_) {
+      const Tick since = std::max(workers_missing_since_, requests_.at(id).queued_at);
+      wake = std::min(wake, since + options_.no_workers_timeout);
+    }
+  }
+  return wake;
+}
+
+// --- dispatch -----------------------------------------------------------------------------
+
+absl::Status Router::FitsSomewhere(const Request& request) const {
+  const int32_t page_tokens = identity_.page_tokens;
+  if (page_tokens == 0) return absl::OkStatus();  // no worker known yet
+  const auto prompt = static_cast<int64_t>(request.prompt.size());
+  const int32_t prompt_pages = PagesFor(prompt, page_tokens);
+  if (largest_prefill_pages_ > 0 && prompt_pages > largest_prefill_pages_) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the prompt's ", prompt, " tokens need ", prompt_pages,
+        " pages; the largest prefill worker has ", largest_prefill_pages_, ": shorten the prompt"));
+  }
+  const int64_t tokens = prompt + request.sampling.max_tokens - 1;
+  const int32_t pages = PagesFor(tokens, page_tokens);
+  if (largest_decode_pages_ > 0 && pages > largest_decode_pages_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt and max_tokens (", prompt, " + ", request.sampling.max_tokens,
+                     ") need ", pages, " pages; the largest decode rank has ",
+                     largest_decode_pages_, ": lower max_tokens or shorten the prompt"));
+  }
+  return absl::OkStatus();
+}
+
+int32_t Router::PagesAtStart(const Request& request) const {
+  return PagesFor(ReservedTokens(static_cast<int64_t>(request.prompt.size()),
+                                 static_cast<int64_t>(request.delivered.size()),
+                                 request.sampling.max_tokens, options_.reserve_output_tokens),
+                  identity_.page_tokens);
+}
+
+// In order of arrival. A request that fits nowhere now lets later ones pass, but only so often:
+// then nothing behind it starts until it does, so that it meets a cluster that empties.
+void Router::Dispatch(Tick now, RouterActionSink& sink) {
+  next_dispatch_ = Tick::Infinite();
+  std::vector<Request*> passed_over;
+  int32_t scanned = 0;
+  for (auto at = queue_.begin(); at != queue_.end() && scanned < options_.scan_depth; ++scanned) {
+    const auto it = requests_.find((at++)->second);
+    Request& request = it->second;
+    const absl::Status fits = FitsSomewhere(request);  // workers may have joined since it came
+    if (!fits.ok()) {
+      Finish(now, it, FinishReason::kError, fits, sink);
+      continue;
+    }
+    if (request.not_before > now) {
+      next_dispatch_ = std::min(next_dispatch_, request.not_before);
+      continue;  // it backs off by itself: nobody overtakes it unfairly
+    }
+    if (TryDispatch(now, request, sink)) {
+      for (Request* earlier : passed_over) ++earlier->overtaken;
+    } else {
+      passed_over.push_back(&request);
+    }
+    const auto at_limit = [this](const Request* r) {
+      return r->overtaken >= options_.max_overtakes;
+    };
+    if (std::any_of(passed_over.begin(), passed_over.end(), at_limit)) break;
+  }
+  if (passed_over.empty()) return;
+  for (const auto& [id, worker] : prefill_) {
+    if (worker.suspect_until > now) next_dispatch_ = std::min(next_dispatch_, worker.suspect_until);
+  }
+}
+
+bool Router::TryDispatch(Tick now, Request& request, RouterActionSink& sink) {
+  if (decode_.empty() || prefill_.empty()) return false;
+  const int32_t pages = PagesAtStart(request);
+  const auto decode = PickDecode(pages);
+  if (decode == decode_.end()) return false;
+  const auto prefill = PickPrefill(now, request);
+  if (prefill == prefill_.end()) return false;
+
+  Attempt attempt;
+  attempt.decode = decode->first;
+  attempt.prefill = prefill->first;
+  attempt.prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  attempt.prompt_pages = PagesFor(attempt.prompt_tokens, identity_.page_tokens);
+  ++prefill->second.busy;
+  prefill->second.busy_pages += attempt.prompt_pages;
+  prefill->second.busy_tokens += attempt.prompt_tokens;
+  ++decode->second.attempts;
+  ++decode->second.starts_sent;
+  decode->second.unseen_pages.push_back(pages);
+
+  request.fsm.To(RequestState::kReserved);
+  request.fsm.To(RequestState::kPrefilling);
+  request.started_at = now;
+  ++request.starts;
+  ++sink.report.starts;
+  queue_.erase(request.order);
+
+  const RequestKey key{request.id, request.fsm.attempt()};
+  SendStart start;
+  start.decode = attempt.decode;
+  start.request.key = key;
+  start.request.prompt = request.prompt;
+  start.request.delivered = request.delivered;
+  start.request.sampling = request.sampling;
+  start.request.remaining = request.deadline - now;
+  start.request.prefill_address = prefill->second.address;
+  sink.Add(std::move(start));
+  attempts_.emplace(key, attempt);
+  return true;
+}
+
+// The rank with a credit whose free pages, after this request, are the largest share of its pages;
+// among equals the one with the fewest attempts, then the lowest id.
+std::map<WorkerId, Router::DecodeRank>::iterator Router::PickDecode(int32_t pages) {
+  auto best = decode_.end();
+  double best_share = 0;
+  for (auto it = decode_.begin(); it != decode_.end(); ++it) {
+    const DecodeRank& rank = it->second;
+    if (rank.status.draining || rank.starts_sent >= rank.status.credits_granted) continue;
+    int32_t free = rank.status.free_pages;
+    for (const int32_t unseen : rank.unseen_pages) free -= unseen;
+    if (free < pages) continue;
+    const double share = static_cast<double>(free - pages) / rank.status.total_pages;
+    if (best == decode_.end() || share > best_share ||
+        (share == best_share && rank.attempts < best->second.attempts)) {
+      best = it;
+      best_share = share;
+    }
+  }
+  return best;
+}
+
+// What taking the request on would cost the worker, in prompt tokens: those before it and its own.
+// Pages of the prompt that the worker has cached will come off here.
+int64_t Router::PrefillCost(const PrefillWorker& worker, const Request& request) {
+  return std::max(worker.status.queued_tokens, worker.busy_tokens) +
+         static_cast<int64_t>(request.prompt.size());
+}
+
+// The cheapest worker with a free slot and pages. One that just failed this request, or is
+// suspected of being gone, is taken only when the cluster has no other.
+std::map<WorkerId, Router::PrefillWorker>::iterator Router::PickPrefill(Tick now,
+                                                                        const Request& request) {
+  const int32_t pages =
+      PagesFor(static_cast<int64_t>(request.prompt.size()), identity_.page_tokens);
+  const auto shunned = [&](const auto& entry) {
+    return entry.second.suspect_until > now ||
+           (request.avoids_prefill && request.avoided_prefill == entry.first);
+  };
+  const bool choice = std::any_of(prefill_.begin(), prefill_.end(), [&](const auto& entry) {
+    return !entry.second.status.draining && !shunned(entry);
+  });
+  auto best = prefill_.end();
+  for (auto it = prefill_.begin(); it != prefill_.end(); ++it) {
+    const PrefillWorker& worker = it->second;
+    const PrefillStatus& status = worker.status;
+    if (status.draining || (choice && shunned(*it))) continue;
+    // Own attempts may not have reached the worker yet, and other routers' show only in its status.
+    if (std::max(worker.busy, status.running) >= status.slots) continue;
+    const int32_t used = std::max(worker.busy_pages, status.total_pages - status.free_pages);
+    if (used + pages > status.total_pages) continue;
+    if (best == prefill_.end() ||
+        PrefillCost(worker, request) < PrefillCost(best->second, request)) {
+      best = it;
+    }
+  }
+  return best;
+}
+
+// --- integrity ----------------------------------------------------------------------------
+
+void Router::CheckInvariants() const {
+  size_t queued = 0;
+  for (const auto& [id, request] : requests_) {
+    BATON_CHECK(request.id == id);
+    BATON_CHECK(!IsTerminal(request.fsm.state()));
+    BATON_CHECK(deadlines_.contains({request.deadline, id}));
+    BATON_CHECK_LE(request.delivered.size(), static_cast<size_t>(request.sampling.max_tokens));
+    BATON_CHECK_LT(request.failures, options_.max_attempts);
+    BATON_CHECK_LE(request.requeues, options_.max_requeues);
+    const bool waits = request.fsm.state() == RequestState::kQueued;
+    const auto place = queue_.find(request.order);
+    BATON_CHECK_EQ(waits, place != queue_.end() && place->second == id);
+    queued += waits ? 1 : 0;
+    // Whoever runs has exactly its current attempt, and it is live.
+    const auto attempt = attempts_.find({id, request.fsm.attempt()});
+    BATON_CHECK_EQ(!waits, attempt != attempts_.end());
+    BATON_CHECK(waits || !attempt->second.ended);
+  }
+  BATON_CHECK_EQ(queue_.size(), queued);
+  BATON_CHECK_EQ(deadlines_.size(), requests_.size());
+
+  std::map<WorkerId, int32_t> live;
+  std::map<WorkerId, PrefillWorker> busy;
+  size_t releasing = 0;
+  for (const auto& [key, attempt] : attempts_) {
+    BATON_CHECK(decode_.contains(attempt.decode));
+    BATON_CHECK_EQ(attempt.ended, release_by_.contains({attempt.release_by, key}));
+    releasing += attempt.ended ? 1 : 0;
+    live[attempt.decode] += attempt.ended ? 0 : 1;
+    if (!attempt.ended) BATON_CHECK(requests_.contains(key.request));
+    if (!attempt.prefill_busy) continue;
+    ++busy[attempt.prefill].busy;
+    busy[attempt.prefill].busy_pages += attempt.prompt_pages;
+    busy[attempt.prefill].busy_tokens += attempt.prompt_tokens;
+  }
+  BATON_CHECK_EQ(release_by_.size(), releasing);
+  for (const auto& [id, rank] : decode_) {
+    BATON_CHECK_EQ(rank.attempts, live[id]);
+    BATON_CHECK_LE(rank.unseen_pages.size(), rank.starts_sent);
+  }
+  for (const auto& [id, worker] : prefill_) {
+    BATON_CHECK_EQ(worker.busy, busy[id].busy);
+    BATON_CHECK_EQ(worker.busy_pages, busy[id].busy_pages);
+    BATON_CHECK_EQ(worker.busy_tokens, busy[id].busy_tokens);
+    busy.erase(id);
+  }
+  for (const auto& [id, worker] : busy) BATON_CHECK_EQ(worker.busy, 0);
+}
+
+}  // namespace baton::scheduler

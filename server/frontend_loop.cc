@@ -1,0 +1,65 @@
+#include "server/frontend_loop.h"
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+#include <variant>
+
+namespace baton::server {
+namespace {
+
+// Waits end early on any event; this bounds them when a wake-up time is far away or infinite.
+constexpr Duration kMaxWait = Duration::Millis(500);
+
+}  // namespace
+
+bool FrontendInbox::TryArrive(scheduler::Arrived&& arrived) {
+  // Not exact between threads that arrive together; the other half has room for the difference.
+  if (queue_.size() >= queue_.capacity() / 2) return false;
+  return queue_.TryPush(std::move(arrived));
+}
+
+bool FrontendInbox::TryPush(scheduler::RouterEvent&& event) {
+  return queue_.TryPush(std::move(event));
+}
+
+FrontendLoop::FrontendLoop(const scheduler::RouterOptions& options, Clock& clock,
+                           FrontendInbox& inbox, FrontendOutbox& outbox, FrontendObserver& observer)
+    : clock_(clock), inbox_(inbox), outbox_(outbox), observer_(observer), router_(options) {}
+
+scheduler::TickResult FrontendLoop::Tick() {
+  events_.clear();
+  inbox_.queue().DrainInto(events_);
+  sink_.Clear();
+  router_.Step(clock_.Now(), events_, sink_);
+  for (scheduler::RouterAction& action : sink_.actions) {
+    std::visit(
+        [this](auto& a) {
+          using Action = std::decay_t<decltype(a)>;
+          if constexpr (std::is_same_v<Action, scheduler::RefuseWorker>) {
+            outbox_.Refuse(std::move(a));
+          } else if constexpr (std::is_same_v<Action, scheduler::EmitTokens> ||
+                               std::is_same_v<Action, scheduler::RequestResult>) {
+            outbox_.Deliver(std::move(a));
+          } else {
+            outbox_.Send(std::move(a));
+          }
+        },
+        action);
+  }
+  observer_.OnStep(sink_.report);
+  // Idle: nobody waits, so this is when to look for contradictions.
+  if (events_.empty() && sink_.actions.empty()) router_.CheckInvariants();
+  return {!events_.empty(), router_.NextWake()};
+}
+
+void FrontendLoop::RunUntil(const std::atomic<bool>& stop) {
+  while (!stop.load(std::memory_order_acquire)) {
+    const scheduler::TickResult result = Tick();
+    if (result.busy) continue;
+    const Duration wait = result.wake_at.infinite() ? kMaxWait : result.wake_at - clock_.Now();
+    if (wait > Duration()) inbox_.queue().WaitFor(std::min(wait, kMaxWait));
+  }
+}
+
+}  // namespace baton::server
