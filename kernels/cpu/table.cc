@@ -1,28 +1,28 @@
+#include "kernels/cpu/cpu_ops.h"
 #include "kernels/host_ops.h"
 #include "kernels/op_table.h"
-#include "kernels/reference/reference_ops.h"
 
 namespace baton::kernels {
 
 const OpTable& CpuOps() {
   static constexpr OpTable kTable = {
-      .embed = reference::Embed,
-      .rms_norm = reference::RmsNorm,
-      .linear = reference::Linear,
-      .quantize_fp8 = reference::QuantizeFp8,
-      .rope_and_page = reference::RopeAndPage,
-      .mla_prefill = reference::MlaPrefill,
-      .mla_absorb_q = reference::MlaAbsorbQ,
-      .mla_decode = reference::MlaDecode,
-      .mla_expand_v = reference::MlaExpandV,
+      .embed = cpu::Embed,
+      .rms_norm = cpu::RmsNorm,
+      .linear = cpu::Linear,
+      .quantize_fp8 = cpu::QuantizeFp8,
+      .rope_and_page = cpu::RopeAndPage,
+      .mla_prefill = cpu::MlaPrefill,
+      .mla_absorb_q = cpu::MlaAbsorbQ,
+      .mla_decode = cpu::MlaDecode,
+      .mla_expand_v = cpu::MlaExpandV,
       .pages_pack = HostPagesPack,
       .pages_unpack = HostPagesUnpack,
-      .moe_gate = reference::MoeGate,
+      .moe_gate = cpu::MoeGate,
       .moe_permute = HostMoePermute,
-      .grouped_linear = reference::GroupedLinear,
-      .moe_combine = reference::MoeCombine,
+      .grouped_linear = cpu::GroupedLinear,
+      .moe_combine = cpu::MoeCombine,
       .logits_mask = HostLogitsMask,
-      .sample = reference::Sample,
+      .sample = cpu::Sample,
       .allocate = HostAllocate,
       .copy_to_device = HostCopyToDevice,
       .copy_to_host = HostCopyToHost,
