@@ -1,21 +1,11 @@
 #include "server/completion_state.h"
 
-#include <algorithm>
 #include <utility>
 
 namespace baton::server {
 namespace {
 
 double Ms(Duration duration) { return static_cast<double>(duration.nanos()) * 1e-6; }
-
-// The tokens that end this request and are no text.
-std::vector<TokenId> SilentTokens(const ParsedRequest& request, const ModelDescription& model) {
-  std::vector<TokenId> silent = request.sampling.stop_token_ids;
-  if (!request.sampling.ignore_eos) {
-    silent.insert(silent.end(), model.eos_token_ids.begin(), model.eos_token_ids.end());
-  }
-  return silent;
-}
 
 void AddLogprobs(const scheduler::SampledToken& token, v1::PositionLogprobs* out) {
   out->mutable_chosen()->set_token_id(token.token);
@@ -33,8 +23,7 @@ CompletionState::CompletionState(const model::Tokenizer& tokenizer, const ModelD
                                  ParsedRequest request)
     : request_(std::move(request)),
       model_name_(model.name),
-      silent_(SilentTokens(request_, model)),
-      text_(tokenizer, {request_.stop_strings, silent_}) {}
+      text_(tokenizer, request_.stop_strings) {}
 
 bool CompletionState::Add(const scheduler::EmitTokens& tokens, v1::Chunk* chunk) {
   if (text_.stopped()) return false;
@@ -43,7 +32,6 @@ bool CompletionState::Add(const scheduler::EmitTokens& tokens, v1::Chunk* chunk)
     chunk->add_token_ids(token.token);
     if (request_.sampling.top_logprobs >= 0) AddLogprobs(token, chunk->add_logprobs());
     ++output_tokens_;
-    last_token_ = token.token;
     if (text_.stopped()) return true;
   }
   return false;
@@ -56,11 +44,7 @@ absl::Status CompletionState::Finish(const scheduler::RequestResult& result, v1:
   const bool ended_by_string = text_.stopped();
   const bool stop = ended_by_string || result.reason == scheduler::FinishReason::kStop;
   finished->set_reason(stop ? v1::FINISH_REASON_STOP : v1::FINISH_REASON_LENGTH);
-  if (ended_by_string) {
-    finished->set_stop_string(text_.stop_string());
-  } else if (stop && std::find(silent_.begin(), silent_.end(), last_token_) != silent_.end()) {
-    finished->set_stop_token_id(last_token_);
-  }
+  if (ended_by_string) finished->set_stop_string(text_.stop_string());
   v1::Usage* usage = finished->mutable_usage();
   usage->set_prompt_tokens(result.prompt_tokens);
   usage->set_completion_tokens(output_tokens_);

@@ -36,10 +36,8 @@ class CompletionState {
  private:
   ParsedRequest request_;
   std::string model_name_;
-  std::vector<TokenId> silent_;
   TextStream text_;
   int32_t output_tokens_ = 0;
-  TokenId last_token_ = -1;
 };
 
 }  // namespace baton::server

@@ -17,13 +17,12 @@ size_t OpenSuffix(std::string_view text, std::string_view stop) {
 
 }  // namespace
 
-TextStream::TextStream(const model::Tokenizer& tokenizer, Options options)
-    : options_(std::move(options)), detokenizer_(tokenizer, /*skip_special_tokens=*/true) {}
+TextStream::TextStream(const model::Tokenizer& tokenizer, std::vector<std::string> stop_strings)
+    : stop_strings_(std::move(stop_strings)),
+      detokenizer_(tokenizer, /*skip_special_tokens=*/true) {}
 
 std::string TextStream::Feed(TokenId token) {
   if (stopped_) return std::string();
-  const auto& silent = options_.silent_tokens;
-  if (std::find(silent.begin(), silent.end(), token) != silent.end()) return std::string();
   return Release(detokenizer_.Feed(token));
 }
 
@@ -35,14 +34,14 @@ std::string TextStream::Flush() {
 }
 
 std::string TextStream::Release(std::string fresh) {
-  if (options_.stop_strings.empty()) return fresh;
+  if (stop_strings_.empty()) return fresh;
   held_ += fresh;
   // `held_` is shorter than the longest stop string plus one token's text, so searching all of it
   // again is cheap. The stop that is complete first wins, as if the text came byte by byte; of two
   // that end together, the longer.
   size_t found_at = std::string::npos;
   size_t found_end = std::string::npos;
-  for (const std::string& stop : options_.stop_strings) {
+  for (const std::string& stop : stop_strings_) {
     const size_t at = held_.find(stop);
     if (at == std::string::npos) continue;
     const size_t end = at + stop.size();
@@ -59,7 +58,7 @@ std::string TextStream::Release(std::string fresh) {
     return text;
   }
   size_t open = 0;
-  for (const std::string& stop : options_.stop_strings) {
+  for (const std::string& stop : stop_strings_) {
     open = std::max(open, OpenSuffix(held_, stop));
   }
   // A stop string is whole characters, so its open prefix may end inside one, but the text before

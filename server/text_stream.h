@@ -2,9 +2,8 @@
 #define BATON_SERVER_TEXT_STREAM_H_
 
 // Turns one request's output tokens into the text that its client may see: whole UTF-8 characters,
-// nothing of an end-of-sequence or stop token, and nothing of a stop string, not even its first
-// half. Text that may still become a stop string is held back (less than the longest one's bytes).
-// One thread.
+// nothing of special tokens, and nothing of a stop string, not even its first half. Text that may
+// still become a stop string is held back (less than the longest one's bytes). One thread.
 
 #include <string>
 #include <vector>
@@ -16,13 +15,8 @@ namespace baton::server {
 
 class TextStream {
  public:
-  struct Options {
-    std::vector<std::string> stop_strings;  // none empty
-    std::vector<TokenId> silent_tokens;     // end the request and have no text
-  };
-
-  // `tokenizer` must outlive this.
-  TextStream(const model::Tokenizer& tokenizer, Options options);
+  // `tokenizer` must outlive this. No stop string is empty.
+  TextStream(const model::Tokenizer& tokenizer, std::vector<std::string> stop_strings);
 
   // The text that `token` sets free; often empty. After a stop string was completed nothing more
   // comes: the caller ends the request and feeds no further token.
@@ -38,7 +32,7 @@ class TextStream {
  private:
   std::string Release(std::string fresh);
 
-  Options options_;
+  const std::vector<std::string> stop_strings_;
   model::StreamingDetokenizer detokenizer_;
   std::string held_;  // ends in what may be the beginning of a stop string
   bool stopped_ = false;

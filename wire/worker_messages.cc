@@ -149,6 +149,7 @@ void ToProto(const scheduler::DecodeStatus& in, v1::DecodeStatus* out) {
   out->set_running(in.running);
   out->set_landing(in.landing);
   out->set_draining(in.draining);
+  out->set_starts_received(in.starts_received);
 }
 
 scheduler::DecodeStatus FromProto(const v1::DecodeStatus& in) {
@@ -159,6 +160,7 @@ scheduler::DecodeStatus FromProto(const v1::DecodeStatus& in) {
   out.running = in.running();
   out.landing = in.landing();
   out.draining = in.draining();
+  out.starts_received = in.starts_received();
   return out;
 }
 

@@ -1,0 +1,63 @@
+#ifndef BATON_PREFILL_WORKER_SERVICE_H_
+#define BATON_PREFILL_WORKER_SERVICE_H_
+
+// A running prefill worker: the loop on its own thread and the gRPC service through which decode
+// ranks call it and routers watch it. main (or embedded.cc) gives it a runner and a transport,
+// registers service() with a gRPC server, and drains it before it goes.
+
+#include <cstddef>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/metrics.h"
+#include "model/runner.h"
+#include "prefill_worker/loop.h"
+#include "scheduler/messages.h"
+#include "transport/kv_transport.h"
+
+namespace grpc {
+class Service;
+}  // namespace grpc
+
+namespace baton::prefill_worker {
+
+struct PrefillWorkerOptions {
+  scheduler::WorkerIdentity identity;
+  PrefillLoopOptions loop;
+  size_t inbox_capacity = 4096;
+};
+
+class PrefillWorker {
+ public:
+  // References must outlive the worker; runner and transport are the loop thread's from here on.
+  // Fails as PrefillLoop::Create does.
+  static absl::StatusOr<std::unique_ptr<PrefillWorker>> Start(const PrefillWorkerOptions& options,
+                                                              Clock& clock, model::Runner& runner,
+                                                              transport::KvTransport& transport,
+                                                              const PrefillMetrics& metrics,
+                                                              const Log& log);
+
+  // Ends the loop (after the step that it is in). The gRPC server must be shut down by now.
+  virtual ~PrefillWorker() = default;
+
+  // For a gRPC server that is shut down before the worker goes.
+  virtual grpc::Service* service() = 0;
+
+  // No new calls; open ones may finish. Any thread.
+  virtual void Drain() = 0;
+  // After Drain: no call is open any more.
+  virtual bool drained() const = 0;
+
+  // Ends all streams once what is queued on them was written, so that the gRPC server can shut
+  // down. Any thread.
+  virtual void CloseStreams() = 0;
+
+  // What the worker last did, for readiness and the like. Any thread.
+  virtual scheduler::PrefillReport last_report() const = 0;
+};
+
+}  // namespace baton::prefill_worker
+
+#endif  // BATON_PREFILL_WORKER_SERVICE_H_
