@@ -131,7 +131,8 @@ inline std::unique_ptr<Device> MakeDevice(BackendKind backend, int threads = 1,
 // The cpu backend's levels that this machine runs.
 inline std::vector<IsaLevel> IsaLevels() {
   std::vector<IsaLevel> levels;
-  for (IsaLevel isa : {IsaLevel::kPortable, IsaLevel::kAvx2, IsaLevel::kAvx512, IsaLevel::kAvx512Bf16}) {
+  for (IsaLevel isa :
+       {IsaLevel::kPortable, IsaLevel::kAvx2, IsaLevel::kAvx512, IsaLevel::kAvx512Bf16}) {
     if (isa <= DetectIsa()) levels.push_back(isa);
   }
   return levels;
@@ -148,14 +149,16 @@ class KernelTest : public ::testing::TestWithParam<IsaLevel> {
   std::unique_ptr<Device> reference_;
   Rng rng_{20240601};
 };
-#define BATON_INSTANTIATE_KERNEL_TEST(Suite)                                            \
-  INSTANTIATE_TEST_SUITE_P(Isa, Suite, ::testing::ValuesIn(IsaLevels()),                \
+#define BATON_INSTANTIATE_KERNEL_TEST(Suite)                             \
+  INSTANTIATE_TEST_SUITE_P(Isa, Suite, ::testing::ValuesIn(IsaLevels()), \
                            [](const auto& level) { return IsaName(level.param); })
 
-// Both agree: NaN and infinities stand in the same places, and each other element differs by no more than one unit of the
-// output's format plus `sum_epsilon` times the row's root mean square. The last dimension is the row. `sum_epsilon` is
-// what a float sum may be off by relative to its terms: 2^-24 * (a small factor) * sqrt(length).
-inline ::testing::AssertionResult Near(const Owned& expected, const Owned& actual, double sum_epsilon) {
+// Both agree: NaN and infinities stand in the same places, and each other element differs by no
+// more than one unit of the output's format plus `sum_epsilon` times the row's root mean square.
+// The last dimension is the row. `sum_epsilon` is what a float sum may be off by relative to its
+// terms: 2^-24 * (a small factor) * sqrt(length).
+inline ::testing::AssertionResult Near(const Owned& expected, const Owned& actual,
+                                       double sum_epsilon) {
   if (expected.shape() != actual.shape() || expected.dtype() != actual.dtype()) {
     return ::testing::AssertionFailure() << "different shapes or dtypes";
   }
@@ -170,7 +173,8 @@ inline ::testing::AssertionResult Near(const Owned& expected, const Owned& actua
       const float e = expected.at(i), a = actual.at(i);
       if (std::isnan(e) != std::isnan(a) || std::isinf(e) != std::isinf(a) ||
           (std::isinf(e) && (e > 0) != (a > 0))) {
-        return ::testing::AssertionFailure() << "element " << i << " is " << a << ", expected " << e;
+        return ::testing::AssertionFailure()
+               << "element " << i << " is " << a << ", expected " << e;
       }
       if (!std::isfinite(e)) continue;
       squares += static_cast<double>(e) * e;
@@ -212,10 +216,10 @@ inline Owned Rows(const Owned& tensor, int64_t begin, int64_t end) {
   return part;
 }
 
-#define EXPECT_OK(expression)                                       \
-  do {                                                              \
-    const absl::Status baton_test_status = (expression);            \
-    EXPECT_TRUE(baton_test_status.ok()) << baton_test_status;       \
+#define EXPECT_OK(expression)                                 \
+  do {                                                        \
+    const absl::Status baton_test_status = (expression);      \
+    EXPECT_TRUE(baton_test_status.ok()) << baton_test_status; \
   } while (false)
 
 }  // namespace baton::kernels

@@ -1,4 +1,5 @@
-// Linear and GroupedLinear against the reference, on every instruction set, and their row invariance.
+// Linear and GroupedLinear against the reference, on every instruction set, and their row
+// invariance.
 
 #include "tests/kernels/kernel_test_util.h"
 
@@ -17,8 +18,15 @@ std::string Describe(const Dims& dims, DType act, DType weight) {
 class LinearTest : public KernelTest {};
 
 TEST_P(LinearTest, MatchesReference) {
-  for (const Dims dims : {Dims{1, 1, 1}, {1, 3, 64}, {2, 5, 17}, {3, 33, 128}, {5, 130, 200}, {1, 257, 384},
-                          {7, 16, 100}, {33, 48, 320}, {140, 20, 72}}) {
+  for (const Dims dims : {Dims{1, 1, 1},
+                          {1, 3, 64},
+                          {2, 5, 17},
+                          {3, 33, 128},
+                          {5, 130, 200},
+                          {1, 257, 384},
+                          {7, 16, 100},
+                          {33, 48, 320},
+                          {140, 20, 72}}) {
     for (DType act : {DType::kF32, DType::kBF16}) {
       for (DType weight : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
         SCOPED_TRACE(Describe(dims, act, weight));
@@ -42,7 +50,8 @@ TEST_P(LinearTest, Epilogues) {
       const OwnedWeight w = RandomWeight(rng_, weight, dims.n, dims.k);
       const OwnedWeight w2 = RandomWeight(rng_, weight, dims.n, dims.k);
       Owned expected(act, {dims.rows, dims.n}), actual = expected;
-      LinearArgs args{.x = x.view(), .w = w.view(), .w2 = w2.view(), .epilogue = Epilogue::kSiluMul};
+      LinearArgs args{
+          .x = x.view(), .w = w.view(), .w2 = w2.view(), .epilogue = Epilogue::kSiluMul};
       args.out = expected.view();
       EXPECT_OK(Linear(*reference_, args));
       args.out = actual.view();
@@ -71,14 +80,15 @@ TEST_P(LinearTest, WidensEveryFp8CodeExactly) {
   // NaN codes would swallow every sum they take part in; they get their own check below.
   w.as<uint8_t>()[0x7F] = 0;
   w.as<uint8_t>()[0xFF] = 0;
-  for (int64_t rows : {1, 8}) {  // below and above the number from which weights are widened beforehand
+  for (int64_t rows :
+       {1, 8}) {  // below and above the number from which weights are widened beforehand
     for (DType act : {DType::kF32, DType::kBF16}) {
       for (int code = 0; code < 256; ++code) {
         Owned x(act, {rows, 256}), out(DType::kF32, {rows, 1});
         for (int64_t r = 0; r < rows; ++r) x.set(r * 256 + code, 1.0f);
-        EXPECT_OK(Linear(*device_, {.x = x.view(),
-                                    .w = {.w = w.view(), .scales = scale.view()},
-                                    .out = out.view()}));
+        EXPECT_OK(Linear(
+            *device_,
+            {.x = x.view(), .w = {.w = w.view(), .scales = scale.view()}, .out = out.view()}));
         for (int64_t r = 0; r < rows; ++r) {
           EXPECT_EQ(out.at(r), F8E4M3ToF32(w.as<uint8_t>()[code])) << "code " << code;
         }
@@ -107,9 +117,8 @@ TEST_P(LinearTest, ReadsStridedRowsInPlace) {
   const OwnedWeight w = RandomWeight(rng_, DType::kBF16, 24, 128);
   Owned expected(DType::kBF16, {5, 40}), actual = expected;
   const auto args = [&](const Owned& out) {
-    return LinearArgs{.x = wide.view().Slice(1, 100, 228),
-                      .w = w.view(),
-                      .out = out.view().Slice(1, 8, 32)};
+    return LinearArgs{
+        .x = wide.view().Slice(1, 100, 228), .w = w.view(), .out = out.view().Slice(1, 8, 32)};
   };
   EXPECT_OK(Linear(*reference_, args(expected)));
   EXPECT_OK(Linear(*device_, args(actual)));
@@ -128,7 +137,11 @@ TEST_P(LinearTest, RowInvariant) {
         const Owned part = Rows(x, begin, end);
         Owned out(act, {end - begin, dims.n});
         EXPECT_OK(Linear(*MakeDevice(BackendKind::kCpu, threads, GetParam()),
-                         {.x = part.view(), .w = w.view(), .w2 = w2.view(), .out = out.view(), .epilogue = Epilogue::kSiluMul}));
+                         {.x = part.view(),
+                          .w = w.view(),
+                          .w2 = w2.view(),
+                          .out = out.view(),
+                          .epilogue = Epilogue::kSiluMul}));
         return out;
       };
       const Owned all = run(1, 0, dims.rows);
@@ -153,7 +166,8 @@ class GroupedLinearTest : public KernelTest {
 TEST_P(GroupedLinearTest, MatchesReferenceAndLeavesRowsBehindTheLastOffset) {
   const int64_t tokens = 9, rows = 19, n = 37, k = 136;
   std::vector<int32_t> index(rows, -1);
-  for (int i = 0; i < 17; ++i) index[static_cast<size_t>(i)] = static_cast<int32_t>(rng_.Below(tokens));
+  for (int i = 0; i < 17; ++i)
+    index[static_cast<size_t>(i)] = static_cast<int32_t>(rng_.Below(tokens));
   const Owned row_index = Ints(index), offsets = Ints(offsets_);
   for (DType act : {DType::kF32, DType::kBF16}) {
     for (DType weight : {DType::kBF16, DType::kF8E4M3}) {
@@ -170,7 +184,8 @@ TEST_P(GroupedLinearTest, MatchesReferenceAndLeavesRowsBehindTheLastOffset) {
       }
       Owned expected = Random(rng_, act, {rows, n}), actual = expected;
       const Owned before = expected;
-      GroupedLinearArgs args{.x = x.view(), .row_index = row_index.view(), .offsets = offsets.view()};
+      GroupedLinearArgs args{
+          .x = x.view(), .row_index = row_index.view(), .offsets = offsets.view()};
       args.w = w;
       args.w2 = w2;
       args.epilogue = Epilogue::kSiluMul;
@@ -184,7 +199,11 @@ TEST_P(GroupedLinearTest, MatchesReferenceAndLeavesRowsBehindTheLastOffset) {
       // The same row through the dense op has the same bits.
       Owned single(act, {1, n});
       const Owned x0 = Rows(x, index[3], index[3] + 1);
-      EXPECT_OK(Linear(*device_, {.x = x0.view(), .w = w[2], .w2 = w2[2], .out = single.view(), .epilogue = Epilogue::kSiluMul}));
+      EXPECT_OK(Linear(*device_, {.x = x0.view(),
+                                  .w = w[2],
+                                  .w2 = w2[2],
+                                  .out = single.view(),
+                                  .epilogue = Epilogue::kSiluMul}));
       EXPECT_EQ(single.bytes(), RowBytes(actual, 3));
     }
   }
