@@ -36,9 +36,9 @@ PACKAGES = [
     ("debian-handbook", "GPL-2+ or CC-BY-SA-3.0+", "**/en-US/**/*.html"),
     ("debian-reference-en", "GPL-2+", "**/*.en.html"),
     ("developers-reference", "GPL-2+", "**/*.html"),
-    ("debian-faq", "GPL-2+", "**/*.html"),
+    ("debian-faq", "own copyleft (see its copyright file)", "**/*.html"),
     ("harden-doc", "GPL-2+", "**/en-US/**/*.html"),
-    ("installation-guide-amd64", "GPL-2+", "**/en/**/*.html"),
+    ("installation-guide-amd64", "GPL-2", "**/en/**/*.html"),
     ("apt-doc", "GPL-2+", "**/guide.html/*.html"),
     ("aptitude-doc-en", "GPL-2+", "**/*.html"),
 ]

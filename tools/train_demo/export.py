@@ -97,6 +97,7 @@ def export(checkpoint, out):
     config = m.Config(**state["config"])
     tensors = stored(unstacked(state["model"], config))
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
     (out / "config.json").write_text(json.dumps(hf_config(config), indent=2) + "\n")
     generation = {"_from_model_config": True, "bos_token_id": 0, "eos_token_id": 1, "do_sample": True, "temperature": 0.7,
                   "top_p": 0.95, "transformers_version": "4.57.6"}
