@@ -15,23 +15,13 @@
 #include "model/tokenizer.h"
 #include "server/frontend.h"
 #include "server/model_description.h"
+#include "server/worker_client.h"
 
 namespace grpc {
 class Service;
 }  // namespace grpc
 
 namespace baton::server {
-
-// One worker as GetServerInfo shows it.
-struct WorkerSummary {
-  std::string role;
-  std::string instance;
-  bool connected = false;
-  bool draining = false;
-  int32_t total_pages = 0;
-  int32_t free_pages = 0;
-  int32_t running = 0;
-};
 
 struct ServerSummary {
   std::string version;

@@ -1,0 +1,120 @@
+#include "server/grpc_host.h"
+
+#include <grpc/support/time.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+
+#include <mutex>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace baton::server {
+namespace {
+
+constexpr int kUnlimited = 0;
+
+void SetServerArguments(const GrpcHostOptions& options, grpc::ServerBuilder* builder) {
+  // Clients may ping idle connections; gRPC's own default takes that for an attack.
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                              static_cast<int>(options.min_ping_interval.millis()));
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  // Our own pings find clients whose host vanished, so that their requests are cancelled.
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, kUnlimited);
+  // Two servers on one port would share its clients by chance.
+  builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder->SetMaxReceiveMessageSize(options.max_message_bytes);
+  builder->SetMaxSendMessageSize(options.max_message_bytes);
+}
+
+class GrpcHostImpl final : public GrpcHost {
+ public:
+  explicit GrpcHostImpl(std::unique_ptr<grpc::Server> server, int port)
+      : server_(std::move(server)), port_(port) {}
+  ~GrpcHostImpl() override { Shutdown(Duration()); }
+
+  int port() const override { return port_; }
+
+  void SetServing(const std::string& service, bool serving) override {
+    server_->GetHealthCheckService()->SetServingStatus(service, serving);
+  }
+
+  std::shared_ptr<grpc::Channel> InProcessChannel() override {
+    grpc::ChannelArguments arguments;
+    arguments.SetMaxReceiveMessageSize(-1);
+    return server_->InProcessChannel(arguments);
+  }
+
+  void Shutdown(Duration grace) override {
+    if (std::exchange(shut_down_, true)) return;
+    server_->GetHealthCheckService()->SetServingStatus(false);
+    server_->Shutdown(gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                                   gpr_time_from_nanos(grace.nanos(), GPR_TIMESPAN)));
+    server_->Wait();
+  }
+
+ private:
+  const std::unique_ptr<grpc::Server> server_;
+  const int port_;
+  bool shut_down_ = false;
+};
+
+grpc::ChannelArguments PeerArguments() {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5'000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, kUnlimited);
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1'000);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1'000);
+  // An HTTP proxy of the environment is for the outside world.
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  arguments.SetMaxReceiveMessageSize(-1);
+  return arguments;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<GrpcHost>> GrpcHost::Start(
+    const GrpcHostOptions& options, const std::vector<grpc::Service*>& services) {
+  // gRPC keeps these two switches per process.
+  static std::once_flag plugins;
+  std::call_once(plugins, [] {
+    grpc::EnableDefaultHealthCheckService(true);
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  });
+  grpc::ServerBuilder builder;
+  SetServerArguments(options, &builder);
+  int port = 0;
+  if (!options.address.empty()) {
+    builder.AddListeningPort(options.address, grpc::InsecureServerCredentials(), &port);
+  }
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  if (server == nullptr || (!options.address.empty() && port == 0)) {
+    return absl::UnavailableError(absl::StrCat("cannot listen on ", options.address,
+                                               ": the port is taken, or the address is not one of "
+                                               "this machine; choose another, or port 0 for any"));
+  }
+  return std::make_unique<GrpcHostImpl>(std::move(server), port);
+}
+
+std::shared_ptr<grpc::Channel> MakePeerChannel(const std::string& address) {
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), PeerArguments());
+}
+
+std::shared_ptr<grpc::Channel> MakeClientChannel(const std::string& address) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, kUnlimited);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  arguments.SetMaxReceiveMessageSize(-1);
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+}
+
+}  // namespace baton::server

@@ -1,0 +1,135 @@
+#include "server/router_server.h"
+
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/impl/codegen/service_type.h>
+
+#include <atomic>
+#include <mutex>
+#include <optional>
+#include <random>
+#include <utility>
+
+#include "base/thread.h"
+#include "server/frontend_loop.h"
+
+namespace baton::server {
+namespace {
+
+class RouterServerImpl final : public RouterServer, public FrontendOutbox, public FrontendObserver {
+ public:
+  RouterServerImpl(const RouterServerOptions& options, const ModelDescription& model,
+                   const model::Tokenizer& tokenizer, Clock& clock, const ChannelFactory& channels,
+                   Metrics& metrics, const Log& log)
+      : options_(options),
+        clock_(clock),
+        started_(clock.Now()),
+        metrics_(metrics.router()),
+        inbox_(options.inbox_capacity),
+        frontend_(options.frontend, std::random_device{}(), clock, inbox_, metrics_),
+        loop_(options.router, clock, inbox_, *this, *this),
+        service_(MakeCompletionService(model, tokenizer, frontend_, [this] { return Summary(); })),
+        workers_(WorkerClient::Start(
+            {options.router.identity, options.decode_workers, options.prefill_workers}, channels,
+            clock, inbox_, metrics, log)) {
+    thread_.emplace("router", [this] { loop_.RunUntil(stop_); });
+  }
+
+  ~RouterServerImpl() override {
+    stop_.store(true, std::memory_order_release);
+    inbox_.queue().Wake();
+    thread_.reset();
+    workers_.reset();
+  }
+
+  grpc::Service* service() override { return service_.get(); }
+
+  void WatchReady(std::function<void(bool)> on_ready) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    on_ready_ = std::move(on_ready);
+    on_ready_(IsReady(report_));
+  }
+
+  void Drain() override {
+    drain_wanted_.store(true, std::memory_order_release);
+    inbox_.queue().Wake();
+  }
+  bool drained() const override { return drained_.load(std::memory_order_acquire); }
+
+  ServerSummary Summary() const override {
+    ServerSummary summary;
+    summary.version = options_.version;
+    summary.revision = options_.revision;
+    summary.uptime = clock_.Now() - started_;
+    summary.workers = workers_->Summaries();
+    std::lock_guard<std::mutex> lock(mutex_);
+    summary.ready = IsReady(report_);
+    summary.draining = report_.draining;
+    summary.queued_requests = report_.queued;
+    summary.running_requests = report_.running;
+    return summary;
+  }
+
+  void Send(scheduler::SendStart start) override { workers_->Send(start); }
+  void Send(scheduler::SendCancel cancel) override { workers_->Send(cancel); }
+  void Deliver(scheduler::EmitTokens tokens) override { frontend_.Deliver(tokens); }
+  void Deliver(scheduler::RequestResult result) override { frontend_.Deliver(result); }
+  void Refuse(scheduler::RefuseWorker refusal) override { workers_->Refuse(refusal); }
+
+  void OnStep(const scheduler::RouterReport& report) override {
+    workers_->Flush();
+    frontend_.Flush();
+    if (drain_wanted_.load(std::memory_order_acquire) && !drain_sent_) {
+      drain_sent_ = inbox_.TryPush(scheduler::DrainRequested{});
+    }
+    metrics_.queue_requests.Set(report.queued);
+    metrics_.inflight_requests.Set(report.running);
+    metrics_.retries_total[RetryCause::kRefused].Add(report.refusals);
+    metrics_.retries_total[RetryCause::kPreempted].Add(report.preemptions);
+    metrics_.retries_total[RetryCause::kHandoff].Add(report.retries);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      const bool was_ready = IsReady(report_);
+      report_ = report;
+      const bool ready = IsReady(report_);
+      if (ready != was_ready && on_ready_) on_ready_(ready);
+    }
+    if (loop_.drained()) drained_.store(true, std::memory_order_release);
+  }
+
+ private:
+  static bool IsReady(const scheduler::RouterReport& report) {
+    return report.decode_ranks > 0 && report.prefill_workers > 0 && !report.draining;
+  }
+
+  const RouterServerOptions options_;
+  Clock& clock_;
+  const Tick started_;
+  const RouterMetrics metrics_;
+  FrontendInbox inbox_;
+  Frontend frontend_;
+  FrontendLoop loop_;
+  const std::unique_ptr<grpc::Service> service_;
+  std::unique_ptr<WorkerClient> workers_;
+
+  mutable std::mutex mutex_;
+  scheduler::RouterReport report_;      // guarded by mutex_
+  std::function<void(bool)> on_ready_;  // guarded by mutex_
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> drained_{false};
+  std::atomic<bool> drain_wanted_{false};
+  bool drain_sent_ = false;  // loop's thread
+  std::optional<Thread> thread_;
+};
+
+}  // namespace
+
+std::unique_ptr<RouterServer> RouterServer::Start(const RouterServerOptions& options,
+                                                  const ModelDescription& model,
+                                                  const model::Tokenizer& tokenizer, Clock& clock,
+                                                  const ChannelFactory& channels, Metrics& metrics,
+                                                  const Log& log) {
+  return std::make_unique<RouterServerImpl>(options, model, tokenizer, clock, channels, metrics,
+                                            log);
+}
+
+}  // namespace baton::server
