@@ -24,6 +24,19 @@ using internal::SchemaField;
 
 constexpr size_t kMaxFileBytes = size_t{1} << 20;
 
+absl::StatusOr<std::string> ReadWholeFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(std::string("cannot be read: ") + std::strerror(errno));
+  std::string text(kMaxFileBytes + 1, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<size_t>(std::max<std::streamsize>(file.gcount(), 0)));
+  if (file.bad())
+    return absl::DataLossError(std::string("cannot be read: ") + std::strerror(errno));
+  if (text.size() > kMaxFileBytes)
+    return absl::InvalidArgumentError("larger than 1 MiB; is it the right file?");
+  return text;
+}
+
 // Collects problems and applies values; one pass over the sources in rising order of precedence.
 class Loader {
  public:
@@ -39,11 +52,16 @@ class Loader {
     }
   }
 
-  void ReadFile(const std::string& path, const std::string& text) {
+  void ReadFile(const std::string& path) {
     file_ = path;
+    const absl::StatusOr<std::string> text = ReadWholeFile(path);
+    if (!text.ok()) {
+      Problem(path, std::string(text.status().message()));
+      return;
+    }
     YAML::Node root;
     try {
-      root = YAML::Load(text);
+      root = YAML::Load(*text);
     } catch (const YAML::ParserException& error) {
       Problem(Place(error.mark), "not valid YAML: " + error.msg);
       return;
@@ -69,13 +87,9 @@ class Loader {
     Apply(*field, flag.spelling, internal::SetFieldFromText(*field, flag.value, loaded_.config));
   }
 
-  absl::StatusOr<LoadedConfig> Finish() {
+  ConfigOutcome Finish() {
     CheckAcrossFields();
-    if (problems_.empty()) return std::move(loaded_);
-    std::string message = "the configuration has " + std::to_string(problems_.size()) +
-                          (problems_.size() == 1 ? " problem:" : " problems:");
-    for (const std::string& problem : problems_) message += "\n  " + problem;
-    return absl::InvalidArgumentError(message);
+    return {std::move(loaded_), std::move(problems_)};
   }
 
  private:
@@ -210,24 +224,6 @@ class Loader {
   std::vector<std::string> problems_;
 };
 
-absl::StatusOr<std::string> ReadWholeFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) {
-    const std::string reason = std::strerror(errno);
-    const std::string message = "cannot read the configuration file " + path + ": " + reason;
-    return errno == EACCES ? absl::PermissionDeniedError(message) : absl::NotFoundError(message);
-  }
-  std::string text(kMaxFileBytes + 1, '\0');
-  file.read(text.data(), static_cast<std::streamsize>(text.size()));
-  text.resize(static_cast<size_t>(std::max<std::streamsize>(file.gcount(), 0)));
-  if (file.bad()) return absl::NotFoundError("cannot read the configuration file " + path);
-  if (text.size() > kMaxFileBytes) {
-    return absl::InvalidArgumentError("the configuration file " + path +
-                                      " is larger than 1 MiB; is it the right file?");
-  }
-  return text;
-}
-
 // Kubernetes describes each Service of a namespace to every pod: BATON_ROUTER_SERVICE_HOST,
 // BATON_ROUTER_PORT_...
 bool IsServiceLink(std::string_view name) {
@@ -249,16 +245,22 @@ std::span<const ConfigField> ConfigFields() {
 
 std::span<const ConfigSection> ConfigSections() { return GetSchema().sections; }
 
-absl::StatusOr<LoadedConfig> LoadConfig(const ConfigInput& input) {
+ConfigOutcome LoadConfigLeniently(const ConfigInput& input) {
   Loader loader;
-  if (!input.file.empty()) {
-    absl::StatusOr<std::string> text = ReadWholeFile(input.file);
-    if (!text.ok()) return text.status();
-    loader.ReadFile(input.file, *text);
-  }
+  if (!input.file.empty()) loader.ReadFile(input.file);
   for (const auto& [name, value] : input.environment) loader.ReadEnvironmentEntry(name, value);
   for (const ConfigFlag& flag : input.flags) loader.ReadFlag(flag);
   return loader.Finish();
+}
+
+absl::StatusOr<LoadedConfig> LoadConfig(const ConfigInput& input) {
+  ConfigOutcome outcome = LoadConfigLeniently(input);
+  if (outcome.problems.empty()) return std::move(outcome.loaded);
+  const size_t count = outcome.problems.size();
+  std::string message =
+      "the configuration has " + std::to_string(count) + (count == 1 ? " problem:" : " problems:");
+  for (const std::string& problem : outcome.problems) message += "\n  " + problem;
+  return absl::InvalidArgumentError(message);
 }
 
 std::string FormatConfig(const LoadedConfig& loaded) {

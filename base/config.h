@@ -64,10 +64,19 @@ struct LoadedConfig {
 // for each problem.
 absl::StatusOr<LoadedConfig> LoadConfig(const ConfigInput& input);
 
+// As LoadConfig, for who wants to look further: what could be applied, and each problem (a line
+// without newline).
+struct ConfigOutcome {
+  LoadedConfig loaded;
+  std::vector<std::string> problems;
+};
+ConfigOutcome LoadConfigLeniently(const ConfigInput& input);
+
 // The effective values as a YAML file that loads again, each with its origin as a comment.
 std::string FormatConfig(const LoadedConfig& loaded);
 
-// BATON_* of this process, sorted, without the service links that Kubernetes may add (BATON_ROUTER_SERVICE_HOST).
+// BATON_* of this process, sorted, without the service links that Kubernetes may add
+// (BATON_ROUTER_SERVICE_HOST).
 std::vector<std::pair<std::string, std::string>> ReadEnvironment();
 
 }  // namespace baton

@@ -1,0 +1,10 @@
+# The command line without any subcommand: light, so that its tests link no gRPC.
+baton_library(baton_cli SRCS cli.cc cli_help.cc DEPS baton_config baton_base)
+target_compile_definitions(baton_cli PRIVATE BATON_DEMO_DIR="${CMAKE_SOURCE_DIR}/models/demo")
+
+# The `baton` command: each subcommand is a main_<name>.cc, listed in commands.h and main.cc.
+if(TARGET baton_tokenizer)
+add_executable(baton main.cc main_check.cc main_generate.cc main_model.cc)
+target_link_libraries(baton PRIVATE baton_flags baton_cli baton_model)
+set_target_properties(baton PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+endif()

@@ -1,0 +1,15 @@
+#ifndef BATON_SERVER_COMMANDS_H_
+#define BATON_SERVER_COMMANDS_H_
+
+// The subcommands of `baton`, each made in the main_<name>.cc of its name.
+
+#include "server/cli.h"
+
+namespace baton::server {
+
+Command GenerateCommand();
+Command CheckCommand();
+
+}  // namespace baton::server
+
+#endif  // BATON_SERVER_COMMANDS_H_

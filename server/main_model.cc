@@ -1,0 +1,124 @@
+#include "server/main_model.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+
+#include "absl/status/status.h"
+#include "base/check.h"
+#include "kernels/backend.h"
+#include "model/memory_plan.h"
+#include "server/cli.h"
+
+namespace baton::server {
+namespace {
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+
+// The schema allows exactly these texts.
+kernels::BackendKind BackendOf(const std::string& text) {
+  if (text == "reference") return kernels::BackendKind::kReference;
+  if (text == "cuda") return kernels::BackendKind::kCuda;
+  BATON_CHECK_EQ(text, "cpu");
+  return kernels::BackendKind::kCpu;
+}
+
+kernels::IsaLevel IsaOf(const std::string& text) {
+  for (const kernels::IsaLevel isa : {kernels::IsaLevel::kPortable, kernels::IsaLevel::kAvx2,
+                                      kernels::IsaLevel::kAvx512, kernels::IsaLevel::kAvx512Bf16}) {
+    if (text == kernels::IsaName(isa)) return isa;
+  }
+  BATON_CHECK_MSG(false, "an instruction set that the schema does not allow: " + text);
+  return kernels::IsaLevel::kPortable;
+}
+
+std::string Scaled(double value, double step, const char* const (&units)[5]) {
+  int unit = 0;
+  while (value >= step && unit < 4) {
+    value /= step;
+    ++unit;
+  }
+  char text[32];
+  std::snprintf(text, sizeof text, unit == 0 ? "%.0f%s" : "%.1f%s", value, units[unit]);
+  return text;
+}
+
+}  // namespace
+
+absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, RunnerRole role,
+                                                      const model::LoadedModel& model) {
+  const bool prefill = role == RunnerRole::kPrefill;
+  model::RunnerOptions options;
+  options.device.backend = BackendOf(config.kernels().backend());
+  options.device.max_isa = IsaOf(config.kernels().max_isa());
+  options.device.pin = config.kernels().pin_threads();
+  options.device.threads = prefill ? config.prefill().threads() : config.decode().threads();
+  options.kv_format =
+      config.model().kv_format() == "fp8" ? kernels::KvFormat::kFP8 : kernels::KvFormat::kBF16;
+  options.page_tokens = config.model().page_tokens();
+  options.max_batch_rows =
+      prefill ? config.prefill().chunk_tokens() : config.decode().max_batch_rows();
+  options.total_pages = prefill ? config.prefill().pages() : config.decode().pages();
+  if (options.total_pages > 0) return options;
+
+  const int64_t memory_mb = prefill ? config.prefill().memory_mb() : config.decode().memory_mb();
+  options.total_pages = model::PagesThatFit(model, options, memory_mb * kMiB);
+  if (options.total_pages > 0) return options;
+  options.total_pages = 1;
+  const int64_t least = model::PlanMemory(model, options).private_bytes() / kMiB + 1;
+  const std::string name = prefill ? "prefill.memory_mb" : "decode.memory_mb";
+  return absl::InvalidArgumentError(
+      name + ": " + std::to_string(memory_mb) +
+      " MiB do not hold the scratch memory and one KV page; set it to " + std::to_string(least) +
+      " or more");
+}
+
+ModelDescription DescribeModel(const Config& config, const model::LoadedModel& model) {
+  const model::ParameterCounts parameters = model::CountParameters(model.config);
+  model::RunnerOptions options;
+  options.kv_format =
+      config.model().kv_format() == "fp8" ? kernels::KvFormat::kFP8 : kernels::KvFormat::kBF16;
+  ModelDescription description;
+  description.name = ModelName(config, model.directory);
+  description.hash = model.hash;
+  description.architecture = model.config.model_type;
+  description.parameters = parameters.total;
+  description.active_parameters = parameters.active;
+  description.weight_format = WeightFormatText(model);
+  description.kv_format = config.model().kv_format();
+  description.kv_bytes_per_token = model::PlanMemory(model, options).kv_token_bytes;
+  description.layers = model.config.layers;
+  description.vocab_size = model.config.vocab_size;
+  description.context_tokens = model.config.max_positions;
+  description.eos_token_ids = model.generation.eos_token_ids;
+  description.temperature = model.generation.temperature;
+  description.top_p = model.generation.top_p;
+  description.top_k = model.generation.top_k;
+  return description;
+}
+
+std::string WeightFormatText(const model::LoadedModel& model) {
+  return model.config.weight_format == model::WeightFormat::kFp8Block ? "fp8 128x128" : "bf16";
+}
+
+int64_t MachineMemoryBytes() {
+  const int64_t pages = sysconf(_SC_PHYS_PAGES);
+  const int64_t page_bytes = sysconf(_SC_PAGESIZE);
+  int64_t bytes = pages > 0 && page_bytes > 0 ? pages * page_bytes : 0;
+  int64_t limit = 0;
+  std::ifstream cgroup("/sys/fs/cgroup/memory.max");  // "max" when there is no limit
+  if (cgroup >> limit && limit > 0) bytes = bytes > 0 ? std::min(bytes, limit) : limit;
+  return bytes;
+}
+
+std::string BytesText(int64_t bytes) {
+  return Scaled(static_cast<double>(bytes), 1024, {" B", " KiB", " MiB", " GiB", " TiB"});
+}
+
+std::string CountText(int64_t count) {
+  return Scaled(static_cast<double>(count), 1000, {"", " k", " M", " B", " T"});
+}
+
+}  // namespace baton::server

@@ -1,0 +1,42 @@
+#ifndef BATON_SERVER_MAIN_MODEL_H_
+#define BATON_SERVER_MAIN_MODEL_H_
+
+// From the configuration to a loaded model and its runners: what every command that computes begins
+// with. Part of main: with embedded.cc the only code of server/ that sees more of model/ than the
+// tokenizer.
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "base/config.h"
+#include "model/loaded_model.h"
+#include "model/model_runner.h"
+#include "server/model_description.h"
+
+namespace baton::server {
+
+enum class RunnerRole : uint8_t { kPrefill, kDecode };
+
+// The runner of one role, as prefill.* or decode.*, model.* and kernels.* say. `total_pages` is the
+// configured number, or what memory_mb holds beside the scratch memory. INVALID_ARGUMENT, with the
+// least memory_mb that works, when that is not one page.
+absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, RunnerRole role,
+                                                      const model::LoadedModel& model);
+
+// What front ends, banner and /health tell of the model.
+ModelDescription DescribeModel(const Config& config, const model::LoadedModel& model);
+
+// "fp8 128x128" or "bf16".
+std::string WeightFormatText(const model::LoadedModel& model);
+
+// Memory of this machine, less if a cgroup allows less; 0 when unknown.
+int64_t MachineMemoryBytes();
+
+// 14680064 -> "14.0 MiB"; 12345678 -> "12.3 M" (for counts).
+std::string BytesText(int64_t bytes);
+std::string CountText(int64_t count);
+
+}  // namespace baton::server
+
+#endif  // BATON_SERVER_MAIN_MODEL_H_
