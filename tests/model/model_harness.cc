@@ -1,0 +1,106 @@
+#include "tests/model/model_harness.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "base/random.h"
+
+namespace baton::model {
+namespace {
+
+template <typename T>
+T ValueOrDie(absl::StatusOr<T> result) {
+  BATON_CHECK_MSG(result.ok(), result.status().ToString());
+  return std::move(result).value();
+}
+
+}  // namespace
+
+std::string TestModelDirectory(const std::string& name) {
+  return std::string(BATON_SOURCE_DIR) + "/tests/data/models/" + name;
+}
+
+const std::vector<std::string>& TestModelNames() {
+  static const std::vector<std::string> names = {"bf16-lora-yarn", "bf16-groups-mtp",
+                                                 "fp8-ragged-yarn", "fp8-sharded-mtp"};
+  return names;
+}
+
+std::shared_ptr<const LoadedModel> LoadTestModel(const std::string& name) {
+  return ValueOrDie(LoadModel(TestModelDirectory(name)));
+}
+
+ModelHarness::ModelHarness(std::shared_ptr<const LoadedModel> model, const RunnerOptions& options)
+    : model_(std::move(model)) {
+  device_ = ValueOrDie(kernels::CreateDevice(options.device));
+  cache_ = ValueOrDie(KvCache::Create(*device_, model_->config,
+                                      {.format = options.kv_format,
+                                       .page_tokens = options.page_tokens,
+                                       .total_pages = options.total_pages}));
+  decoder_ = ValueOrDie(Decoder::Create(*device_, *model_, *cache_, DecoderOptionsFor(options)));
+}
+
+std::vector<LogitRow> ModelHarness::Forward(scheduler::Form form,
+                                            const std::vector<TestSlice>& slices) {
+  scheduler::BatchPlan plan;
+  plan.step = step_++;
+  plan.form = form;
+  for (const TestSlice& slice : slices) {
+    plan.slices.push_back({.sequence = slice.sequence->tokens,
+                           .first_position = slice.begin,
+                           .row_count = slice.end - slice.begin,
+                           .pages = slice.sequence->pages});
+    plan.total_rows += slice.end - slice.begin;
+  }
+  const absl::Status status = decoder_->Forward(plan, nullptr);
+  BATON_CHECK_MSG(status.ok(), status.ToString());
+  std::vector<LogitRow> rows;
+  for (int32_t begin = 0; begin < plan.total_rows; begin += decoder_->max_logit_rows()) {
+    std::vector<int32_t> wanted;
+    for (int32_t r = begin; r < std::min(begin + decoder_->max_logit_rows(), plan.total_rows);
+         ++r) {
+      wanted.push_back(r);
+    }
+    const kernels::TensorView logits = ValueOrDie(decoder_->Logits(wanted));
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      const float* row = logits.row<const float>(static_cast<int64_t>(i));
+      rows.emplace_back(row, row + logits.dim(1));
+    }
+  }
+  return rows;
+}
+
+std::vector<LogitRow> ModelHarness::RunSequence(const TestSequence& sequence, int32_t prompt,
+                                                int32_t chunk) {
+  std::vector<LogitRow> rows;
+  const int32_t length = static_cast<int32_t>(sequence.tokens.size());
+  for (int32_t begin = 0; begin < length;) {
+    const bool in_prompt = begin < prompt;
+    const int32_t end = in_prompt ? std::min(begin + chunk, prompt) : begin + 1;
+    const scheduler::Form form = in_prompt ? scheduler::Form::kPrefill : scheduler::Form::kDecode;
+    for (LogitRow& row : Forward(form, {{&sequence, begin, end}})) rows.push_back(std::move(row));
+    begin = end;
+  }
+  return rows;
+}
+
+std::vector<PageId> TestPages(int32_t tokens, int32_t page_tokens, uint32_t first,
+                              uint32_t stride) {
+  std::vector<PageId> pages;
+  for (int32_t t = 0; t < tokens; t += page_tokens) {
+    pages.push_back(PageId(first + stride * static_cast<uint32_t>(pages.size())));
+  }
+  return pages;
+}
+
+std::vector<TokenId> RandomTokens(int32_t count, int32_t vocab_size, uint64_t seed) {
+  Rng rng(seed);
+  std::vector<TokenId> tokens;
+  for (int32_t i = 0; i < count; ++i) {
+    tokens.push_back(static_cast<TokenId>(2 + rng.Below(static_cast<uint64_t>(vocab_size - 2))));
+  }
+  return tokens;
+}
+
+}  // namespace baton::model
