@@ -10,6 +10,12 @@
 
 namespace baton::prefill_worker {
 
+namespace {
+
+constexpr int kShutdownPolls = 1000;
+
+}  // namespace
+
 using transport::KvEvent;
 using transport::KvEventKind;
 using transport::KvMessageHeader;
@@ -51,7 +57,10 @@ HandoffSender::HandoffSender(const HandoffSenderOptions& options, model::Runner&
 
 HandoffSender::~HandoffSender() {
   for (const auto& [address, peer] : peers_) transport_.Release(peer.transfer);
-  if (registered_) transport_.Unregister(region_);
+  // After a drain nothing is in flight. Otherwise a few rounds let the fabric finish; memory that
+  // it still reads then stays registered until the transport itself goes.
+  for (int round = 0; round < kShutdownPolls && !posts_.empty(); ++round) Progress();
+  if (registered_ && posts_.empty()) transport_.Unregister(region_);
 }
 
 // --- calls --------------------------------------------------------------------------------
@@ -243,6 +252,7 @@ void HandoffSender::OnPeerLost(TransferId transfer, const absl::Status& status) 
                   absl::StrCat("the transfer to the decode rank broke: ", status.ToString())));
   }
   std::erase_if(peers_, [&](const auto& entry) { return entry.second.transfer == transfer; });
+  transport_.Release(transfer);
 }
 
 void HandoffSender::CheckInvariants() const {

@@ -53,6 +53,7 @@ class HandoffSender final : public model::LayerObserver {
   std::vector<scheduler::HandoffFinished> TakeFinished();
 
   bool has_backlog() const { return !backlog_.empty(); }
+  bool has_posts_in_flight() const { return !posts_.empty(); }
   bool has_finished() const { return !finished_.empty(); }
 
   // Aborts when the state contradicts itself.

@@ -64,8 +64,8 @@ class PrefillLoop {
   // Ticks until `stop` is set (wake the inbox after setting it), waiting on the inbox in between.
   void RunUntil(const std::atomic<bool>& stop);
 
-  // After DrainRequested: no call is open any more. Loop thread only.
-  bool drained() const { return planner_.drained(); }
+  // After DrainRequested: no call is open any more and no message in flight. Loop thread only.
+  bool drained() const { return planner_.drained() && !sender_->has_posts_in_flight(); }
 
   // What a router may be told before the first step.
   scheduler::PrefillStatus initial_status() const;

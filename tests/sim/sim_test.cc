@@ -1,0 +1,52 @@
+// The cluster in simulated time, several seeds, every kind of fault. A failing case names its seed
+// in the test's own name: rerun it with --gtest_filter.
+
+#include "gtest/gtest.h"
+#include "tests/sim/simulation.h"
+
+namespace baton::sim {
+namespace {
+
+int Ended(const SimulationResult& result, absl::StatusCode code) {
+  const auto it = result.ended.find(code);
+  return it == result.ended.end() ? 0 : it->second;
+}
+
+class SimSeedTest : public testing::TestWithParam<uint64_t> {};
+
+TEST_P(SimSeedTest, EveryRequestEndsOnceWithRightTokensOrACleanError) {
+  const SimulationResult result = RunSimulation(Hostile(GetParam(), 500));
+  SCOPED_TRACE(result.Summary());
+  EXPECT_TRUE(result.problems.empty());
+  EXPECT_EQ(result.counts.token_conflicts, 0u);
+  // The faults are many and some seeds overload the cluster, yet it serves.
+  EXPECT_GT(Ended(result, absl::StatusCode::kOk), 100);
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, SimSeedTest, testing::Range<uint64_t>(1, 9));
+
+TEST(SimTest, WithoutFaultsEveryRequestIsServed) {
+  SimulationOptions options = Hostile(3, 400);
+  options.mean_fault_gap = Duration();
+  options.cancel_chance = 0;
+  options.short_deadline_chance = 0;
+  options.cluster.transport = TransportFaults();
+  options.cluster.pass_failure = 0;
+  const SimulationResult result = RunSimulation(options);
+  SCOPED_TRACE(result.Summary());
+  EXPECT_TRUE(result.problems.empty());
+  EXPECT_EQ(Ended(result, absl::StatusCode::kOk), 400);
+  EXPECT_EQ(result.counts.retries, 0u);
+  EXPECT_EQ(result.counts.release_timeouts, 0u);
+}
+
+TEST(SimTest, SameSeedSameTrace) {
+  const SimulationResult first = RunSimulation(Hostile(5, 200));
+  const SimulationResult second = RunSimulation(Hostile(5, 200));
+  EXPECT_EQ(first.Summary(), second.Summary());
+  const SimulationResult other = RunSimulation(Hostile(6, 200));
+  EXPECT_NE(first.trace, other.trace);
+}
+
+}  // namespace
+}  // namespace baton::sim
