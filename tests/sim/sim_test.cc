@@ -32,6 +32,7 @@ TEST(SimTest, WithoutFaultsEveryRequestIsServed) {
   options.short_deadline_chance = 0;
   options.cluster.transport = TransportFaults();
   options.cluster.pass_failure = 0;
+  options.cluster.router.max_queued = 400;
   const SimulationResult result = RunSimulation(options);
   SCOPED_TRACE(result.Summary());
   EXPECT_TRUE(result.problems.empty());

@@ -289,7 +289,7 @@ SimulationOptions Hostile(uint64_t seed, int requests) {
   cluster.decode.pages_per_credit = one_of({1, 4, 8});
   cluster.prefill.chunk_tokens = one_of({8, 64, 150});
   cluster.staging_bytes = static_cast<uint64_t>(one_of({256, 1024, 4096}));
-  cluster.router.max_queued = one_of({60, 1000});
+  cluster.router.max_queued = one_of({60, 200});
   cluster.pass_failure = 0.0005;
   cluster.transport.drop = 0.0005;
   cluster.transport.corrupt_payload = 0.0005;
