@@ -41,7 +41,7 @@ bool LandingTable::HeaderFits(const Landing& landing, const transport::KvMessage
          payload_bytes == header.token_count * static_cast<uint64_t>(info.entry_bytes);
 }
 
-void LandingTable::Receive(const transport::KvMessageHeader& header,
+void LandingTable::Receive(Tick now, const transport::KvMessageHeader& header,
                            std::span<const std::byte> payload,
                            std::vector<scheduler::DecodeEvent>* events) {
   const Epoch epoch(header.epoch);
@@ -77,10 +77,11 @@ void LandingTable::Receive(const transport::KvMessageHeader& header,
   }
   std::fill(received, received + header.page_count, true);
   landing.missing -= header.page_count;
-  ++landing.messages;
+  if (landing.messages++ == 0) landing.first_message_at = now;
   ++report_.messages;
   report_.bytes += payload.size();
   if (landing.missing > 0 || std::exchange(landing.decided, true)) return;
+  report_.handoffs.push_back(now - landing.first_message_at);
   events->emplace_back(scheduler::LandingCompleted{landing.key, epoch, landing.messages});
 }
 

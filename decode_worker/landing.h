@@ -12,6 +12,7 @@
 #include <span>
 #include <vector>
 
+#include "base/clock.h"
 #include "model/runner.h"
 #include "scheduler/decode_planner.h"
 #include "transport/kv_transport.h"
@@ -20,8 +21,9 @@ namespace baton::decode_worker {
 
 // Counters since the last report.
 struct LandingReport {
-  uint32_t messages = 0;  // accepted
-  uint64_t bytes = 0;     // accepted
+  uint32_t messages = 0;           // accepted
+  uint64_t bytes = 0;              // accepted
+  std::vector<Duration> handoffs;  // of landings that completed: first message -> last
   // Refused, by cause:
   uint32_t unknown_epoch = 0;  // late or foreign
   uint32_t bad_header = 0;     // names pages, layers or sizes that the landing does not have
@@ -37,8 +39,8 @@ class LandingTable {
   void Close(Epoch epoch);  // aborts when it is not open
 
   // Appends LandingCompleted or LandingCorrupted to `events` when the message decides its landing.
-  void Receive(const transport::KvMessageHeader& header, std::span<const std::byte> payload,
-               std::vector<scheduler::DecodeEvent>* events);
+  void Receive(Tick now, const transport::KvMessageHeader& header,
+               std::span<const std::byte> payload, std::vector<scheduler::DecodeEvent>* events);
 
   LandingReport TakeReport();
   size_t open_landings() const { return landings_.size(); }
@@ -51,6 +53,7 @@ class LandingTable {
     std::vector<bool> received;  // [layer * pages.size() + page]
     size_t missing = 0;          // entries of `received` that are false
     uint32_t messages = 0;
+    Tick first_message_at;
     bool decided = false;  // complete or corrupt: said so once
   };
 

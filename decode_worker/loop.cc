@@ -88,9 +88,10 @@ scheduler::TickResult DecodeLoop::Tick() {
 bool DecodeLoop::PollTransport() {
   transport_events_.clear();
   transport_.Poll(&transport_events_, max_transport_events_);
+  const baton::Tick now = clock_.Now();
   for (const transport::KvEvent& event : transport_events_) {
     if (event.kind == transport::KvEventKind::kReceived) {
-      landings_.Receive(event.header, event.payload, &events_);
+      landings_.Receive(now, event.header, event.payload, &events_);
     }
   }
   return static_cast<int32_t>(transport_events_.size()) >= max_transport_events_;

@@ -34,6 +34,10 @@ void PrefillPlanner::Step(Tick now, absl::Span<const PrefillEvent> events,
   report.total_pages = status.total_pages;
   report.free_pages = status.free_pages;
   report.running = status.running;
+  report.waiting =
+      static_cast<int32_t>(std::count_if(calls_.begin(), calls_.end(), [](const auto& entry) {
+        return entry.second.fsm.state() == RequestState::kReserved;
+      }));
   report.queued_tokens = status.queued_tokens;
   report.draining = status.draining;
 }

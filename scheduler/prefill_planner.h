@@ -117,6 +117,7 @@ struct PrefillReport {
   int32_t total_pages = 0;
   int32_t free_pages = 0;
   int32_t running = 0;
+  int32_t waiting = 0;  // of `running`: no chunk of it has begun
   int64_t queued_tokens = 0;
   bool draining = false;
 };

@@ -138,6 +138,7 @@ void Router::LoseDecode(Tick now, WorkerId worker, const absl::Status& why,
     attempts_.erase(here);
     if (!live) continue;
     ++sink.report.retries;
+    ++sink.report.decode_losses;
     Requeue(now, requests_.find(key.request), true,
             absl::UnavailableError(absl::StrCat("the decode rank was lost: ", why.ToString())),
             sink);
@@ -290,6 +291,7 @@ void Router::OnEnd(Tick now, WorkerId worker, const RequestEnd& end, RouterActio
     case EndKind::kCancelled:  // nobody asked for it: the rank is giving up its work
     case EndKind::kRetryable:
       ++sink.report.retries;
+      sink.report.prefill_losses += end.prefill_lost ? 1 : 0;
       request.avoids_prefill = true;
       request.avoided_prefill = prefill;
       if (const auto lost = prefill_.find(prefill); end.prefill_lost && lost != prefill_.end()) {

@@ -158,7 +158,9 @@ struct RouterReport {
   uint32_t cancelled = 0;
   uint32_t failed = 0;            // every other status
   uint32_t refused_full = 0;      // of `failed`: queue full
-  uint32_t retries = 0;           // requeued after kRetryable or a lost rank
+  uint32_t retries = 0;           // requeued after kRetryable or a lost rank; of these:
+  uint32_t decode_losses = 0;     //   the decode rank was lost
+  uint32_t prefill_losses = 0;    //   the prefill worker was lost
   uint32_t refusals = 0;          // requeued after kRefused
   uint32_t preemptions = 0;       // requeued after kPreempted
   uint32_t stale_messages = 0;    // chunks, ends of attempts that are over
