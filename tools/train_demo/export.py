@@ -110,6 +110,7 @@ def main():
     parser.add_argument("--checkpoint", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     step = export(args.checkpoint, args.out)
     size = sum(p.stat().st_size for p in args.out.iterdir())
     print(f"exported step {step} to {args.out}: {size / 1e6:.2f} MB in all")

@@ -1,6 +1,6 @@
 """Trains the demo model. Resumes from WORK_DIR/checkpoint.pt when that exists.
 
-    OMP_NUM_THREADS=1 python train.py --work WORK_DIR --steps 2000
+    OMP_NUM_THREADS=1 python train.py --work WORK_DIR --steps 3000
 
 Muon (https://kellerjordan.github.io/posts/muon/) for the matrices of attention and MLPs, AdamW for embedding, head,
 norms and router; constant learning rate, then linear decay to zero. Experts are balanced without an auxiliary loss
@@ -152,7 +152,7 @@ def update_biases(net, speed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=pathlib.Path, required=True)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--long-steps", type=int, default=100)
@@ -161,7 +161,7 @@ def main():
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--table-lr", type=float, default=0.004)
     parser.add_argument("--vector-lr", type=float, default=0.004)
-    parser.add_argument("--decay-share", type=float, default=0.45)
+    parser.add_argument("--decay-share", type=float, default=0.8)
     parser.add_argument("--balance-weight", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=100)
