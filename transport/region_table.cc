@@ -17,16 +17,15 @@ absl::StatusOr<RegionId> RegionTable::Add(std::span<std::byte> memory) {
 
 bool RegionTable::Remove(RegionId region) { return regions_.erase(region) == 1; }
 
-bool RegionTable::Contains(std::span<const std::byte> bytes) const {
-  if (bytes.empty()) return true;
+std::optional<RegionId> RegionTable::Find(std::span<const std::byte> bytes) const {
   const std::less_equal<const std::byte*> not_after;
   for (const auto& [id, region] : regions_) {
     if (not_after(region.data(), bytes.data()) &&
         not_after(bytes.data() + bytes.size(), region.data() + region.size())) {
-      return true;
+      return id;
     }
   }
-  return false;
+  return std::nullopt;
 }
 
 absl::Status CheckPost(const RegionTable& regions, uint64_t max_message_bytes,
@@ -41,7 +40,7 @@ absl::Status CheckPost(const RegionTable& regions, uint64_t max_message_bytes,
         absl::StrCat("Post: the payload has ", payload.size(), " bytes; at most ",
                      max_message_bytes, " fit into one message: post fewer pages at a time"));
   }
-  if (!regions.Contains(payload)) {
+  if (!payload.empty() && !regions.Find(payload).has_value()) {
     return absl::InvalidArgumentError(
         absl::StrCat("Post: the payload (", payload.size(),
                      " bytes) does not lie in a registered region; Register its memory first"));

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 
 #include "absl/status/status.h"
@@ -23,8 +24,8 @@ class RegionTable {
   absl::StatusOr<RegionId> Add(std::span<std::byte> memory);
   // False when there is no such region.
   bool Remove(RegionId region);
-  // True when some one region holds all of `bytes`. An empty span lies everywhere.
-  bool Contains(std::span<const std::byte> bytes) const;
+  // The region that holds all of `bytes`, if there is one.
+  std::optional<RegionId> Find(std::span<const std::byte> bytes) const;
 
  private:
   uint32_t next_ = 1;
@@ -32,7 +33,7 @@ class RegionTable {
 };
 
 // INVALID_ARGUMENT unless header.payload_bytes is the payload's size, at most `max_message_bytes`,
-// and the payload lies in a registered region.
+// and the payload is empty or lies in a registered region.
 absl::Status CheckPost(const RegionTable& regions, uint64_t max_message_bytes,
                        const KvMessageHeader& header, std::span<const std::byte> payload);
 
