@@ -19,7 +19,6 @@ namespace baton {
 namespace {
 
 using internal::GetSchema;
-using internal::Schema;
 using internal::SchemaField;
 
 constexpr size_t kMaxFileBytes = size_t{1} << 20;

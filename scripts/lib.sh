@@ -44,3 +44,10 @@ configure_and_build() {
   (cd "$BATON_ROOT" && cmake --build --preset "$preset" --parallel "$jobs" "${target[@]}") >&2
   say "Built after $(elapsed)"
 }
+
+# The C++ files of this checkout, each ended by a zero byte.
+tracked_code() {
+  (cd "$BATON_ROOT" && git -c safe.directory='*' ls-files -z '*.h' '*.cc' | while IFS= read -r -d '' file; do
+    if [[ -e $file ]]; then printf '%s\0' "$file"; fi
+  done)
+}
