@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "kernels/cpu/parallel.h"
 #include "kernels/cpu/simd_base.h"
 
 #define BATON_ISA_FILE "kernels/cpu/gemm_isa.h"
@@ -13,8 +14,6 @@ namespace {
 // Rows of one task: bounds the tile buffer and lets long batches spread over threads when N is
 // small.
 constexpr int64_t kRowBlock = 128;
-// Below this many multiply-adds a call runs on the calling thread: waking others costs more.
-constexpr int64_t kSerialWork = 1 << 15;
 
 void PackRow(IsaLevel isa, const TensorView& x, int64_t t, bool bf16, void* out) {
   BATON_ISA_CALL(isa, PackRow(x, t, bf16, out));
@@ -54,8 +53,6 @@ void RunTask(IsaLevel isa, const GemmJob& job, int64_t row, int64_t column, Epil
   }
 }
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 }  // namespace
 
 void Multiply(IsaLevel isa, const GemmCall& call) { BATON_ISA_CALL(isa, Multiply(call)); }
@@ -80,11 +77,7 @@ GemmRows PrepareRows(Device& device, const TensorView& x, DType weights) {
       PackRow(device.isa(), x, t, result.bf16, packed + t * bytes);
     }
   };
-  if (rows * depth < kSerialWork) {
-    pack(0, rows, 0);
-  } else {
-    device.pool().ParallelFor(rows, pack);
-  }
+  ParallelFor(device, rows, depth, pack);
   result.data = packed;
   result.stride = padded;
   return result;
@@ -99,7 +92,7 @@ void RunGemm(Device& device, absl::Span<const GemmJob> jobs, Epilogue epilogue) 
     const int64_t rows = jobs[j].row_end - jobs[j].row_begin;
     const int64_t columns = jobs[j].n_end - jobs[j].n_begin;
     depth = jobs[j].w->w.dim(1);
-    work += rows * columns * depth;
+    work += rows * columns * depth * (epilogue == Epilogue::kSiluMul ? 2 : 1);
     first_task[j + 1] = first_task[j] + CeilDiv(rows, kRowBlock) * CeilDiv(columns, kColumnTile);
   }
   const int64_t per_thread = kColumnTile * (PaddedDepth(depth) + 2 * kRowBlock);
@@ -118,11 +111,8 @@ void RunGemm(Device& device, absl::Span<const GemmJob> jobs, Epilogue epilogue) 
               local / row_blocks * kColumnTile, epilogue, own);
     }
   };
-  if (work < kSerialWork) {
-    if (first_task.back() > 0) run(0, first_task.back(), 0);
-  } else {
-    device.pool().ParallelFor(first_task.back(), run);
-  }
+  const int64_t tasks = first_task.back();
+  ParallelFor(device, tasks, tasks == 0 ? 0 : CeilDiv(work, tasks), run);
 }
 
 }  // namespace baton::kernels::cpu

@@ -44,6 +44,9 @@ struct Decode {
   const MlaDecodeArgs& args;
   int64_t heads, kv_lora, rope, depth;  // depth: kv_lora + rope, padded
   float* q;                             // [T * heads, depth] F32: latent part, rotary part, zeros
+  int64_t work = 0;                     // multiply-adds of the whole call, about
+
+  int64_t CostOf(size_t tasks) const { return work / static_cast<int64_t>(tasks) + 1; }
 };
 
 struct Buffers {
@@ -172,7 +175,7 @@ void RunInOrder(const Decode& op, const std::vector<Task>& tasks) {
   const int64_t items = kRowGroup * std::min(kHeadGroup, op.heads);
   const int64_t per_thread = RoundUp(Buffers::Floats(op, items), 16);
   float* base = op.device.scratch().Get<float>(per_thread * op.device.pool().threads());
-  ParallelFor(op.device, static_cast<int64_t>(tasks.size()), kSerialWork,
+  ParallelFor(op.device, static_cast<int64_t>(tasks.size()), op.CostOf(tasks.size()),
               [&](int64_t begin, int64_t end, int thread) {
                 const Buffers buffers(base + thread * per_thread, op, items);
                 for (int64_t i = begin; i < end; ++i) {
@@ -188,7 +191,8 @@ void RunInOrder(const Decode& op, const std::vector<Task>& tasks) {
               });
 }
 
-// One task for each split; `parts` says where the states of each original task begin.
+// One task for each split; the states of a task's splits lie one after the other from task.state
+// on.
 void RunSideBySide(const Decode& op, const std::vector<Task>& tasks, int64_t states) {
   const int64_t items = kRowGroup * std::min(kHeadGroup, op.heads);
   const int64_t per_thread = RoundUp(Buffers::Floats(op, items), 16);
@@ -204,7 +208,7 @@ void RunSideBySide(const Decode& op, const std::vector<Task>& tasks, int64_t sta
       pieces.back().state = task.state + split * task.items();
     }
   }
-  ParallelFor(op.device, static_cast<int64_t>(pieces.size()), kSerialWork,
+  ParallelFor(op.device, static_cast<int64_t>(pieces.size()), op.CostOf(pieces.size()),
               [&](int64_t begin, int64_t end, int thread) {
                 const Buffers buffers(base + thread * per_thread, op, items);
                 for (int64_t i = begin; i < end; ++i) {
@@ -238,6 +242,7 @@ absl::Status MlaDecode(Device& device, const MlaDecodeArgs& args) {
   for (Task& task : tasks) {
     task.state = states;
     states += CeilDiv(task.keys(), kSplit) * task.items();
+    op.work += task.items() * task.keys() * 2 * op.depth;
   }
   const bool enough = static_cast<int64_t>(tasks.size()) >= 2 * device.pool().threads();
   if (enough || device.pool().threads() == 1 || states * op.kv_lora > kMaxSplitStates) {

@@ -157,7 +157,10 @@ absl::Status MlaPrefill(Device& device, const MlaPrefillArgs& args) {
       RunTask(device.isa(), args, shape, q, tasks[static_cast<size_t>(i)], buffers);
     }
   };
-  ParallelFor(device, static_cast<int64_t>(tasks.size()), kSerialWork, run);
+  const Task& last = tasks.back();
+  const int64_t keys = last.first_visible + (last.row_end - last.row_begin) - 1;
+  const int64_t cost = keys * (shape.nope + shape.v) * (shape.kv_lora + rows);
+  ParallelFor(device, static_cast<int64_t>(tasks.size()), cost, run);
   return absl::OkStatus();
 }
 
