@@ -1,7 +1,6 @@
 #include "scheduler/router.h"
 
 #include <algorithm>
-#include <limits>
 #include <string>
 #include <utility>
 
@@ -420,27 +419,6 @@ void Router::Expire(Tick now, RouterActionSink& sink) {
   }
 }
 
-void Router::FailWithoutWorkers(Tick now, RouterActionSink& sink) {
-  const bool decode = std::any_of(decode_.begin(), decode_.end(),
-                                  [](const auto& entry) { return !entry.second.status.draining; });
-  const bool prefill = std::any_of(prefill_.begin(), prefill_.end(),
-                                   [](const auto& entry) { return !entry.second.status.draining; });
-  if (decode && prefill) {
-    workers_missing_since_ = Tick::Infinite();
-    return;
-  }
-  if (workers_missing_since_.infinite()) workers_missing_since_ = now;
-  for (auto at = queue_.begin(); at != queue_.end();) {
-    const auto it = requests_.find((at++)->second);
-    const Tick since = std::max(workers_missing_since_, it->second.queued_at);
-    if (since + options_.no_workers_timeout > now) continue;
-    Finish(now, it, FinishReason::kError,
-           absl::UnavailableError(absl::StrCat("no ", decode ? "prefill worker" : "decode rank",
-                                               " is there to take the request")),
-           sink);
-  }
-}
-
 Tick Router::NextWake() const {
   Tick wake = next_dispatch_;
   if (!deadlines_.empty()) wake = std::min(wake, deadlines_.begin()->first);
@@ -452,169 +430,6 @@ Tick Router::NextWake() const {
     }
   }
   return wake;
-}
-
-// --- dispatch -----------------------------------------------------------------------------
-
-absl::Status Router::FitsSomewhere(const Request& request) const {
-  const int32_t page_tokens = identity_.page_tokens;
-  if (page_tokens == 0) return absl::OkStatus();  // no worker known yet
-  const auto prompt = static_cast<int64_t>(request.prompt.size());
-  const int32_t prompt_pages = PagesFor(prompt, page_tokens);
-  if (largest_prefill_pages_ > 0 && prompt_pages > largest_prefill_pages_) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the prompt's ", prompt, " tokens need ", prompt_pages,
-        " pages; the largest prefill worker has ", largest_prefill_pages_, ": shorten the prompt"));
-  }
-  const int64_t tokens = prompt + request.sampling.max_tokens - 1;
-  const int32_t pages = PagesFor(tokens, page_tokens);
-  if (largest_decode_pages_ > 0 && pages > largest_decode_pages_) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("prompt and max_tokens (", prompt, " + ", request.sampling.max_tokens,
-                     ") need ", pages, " pages; the largest decode rank has ",
-                     largest_decode_pages_, ": lower max_tokens or shorten the prompt"));
-  }
-  return absl::OkStatus();
-}
-
-int32_t Router::PagesAtStart(const Request& request) const {
-  return PagesFor(ReservedTokens(static_cast<int64_t>(request.prompt.size()),
-                                 static_cast<int64_t>(request.delivered.size()),
-                                 request.sampling.max_tokens, options_.reserve_output_tokens),
-                  identity_.page_tokens);
-}
-
-// In order of arrival. A request that fits nowhere now lets later ones pass, but only so often:
-// then nothing behind it starts until it does, so that it meets a cluster that empties.
-void Router::Dispatch(Tick now, RouterActionSink& sink) {
-  next_dispatch_ = Tick::Infinite();
-  std::vector<Request*> passed_over;
-  int32_t scanned = 0;
-  for (auto at = queue_.begin(); at != queue_.end() && scanned < options_.scan_depth; ++scanned) {
-    const auto it = requests_.find((at++)->second);
-    Request& request = it->second;
-    const absl::Status fits = FitsSomewhere(request);  // workers may have joined since it came
-    if (!fits.ok()) {
-      Finish(now, it, FinishReason::kError, fits, sink);
-      continue;
-    }
-    if (request.not_before > now) {
-      next_dispatch_ = std::min(next_dispatch_, request.not_before);
-      continue;  // it backs off by itself: nobody overtakes it unfairly
-    }
-    if (TryDispatch(now, request, sink)) {
-      for (Request* earlier : passed_over) ++earlier->overtaken;
-    } else {
-      passed_over.push_back(&request);
-    }
-    const auto at_limit = [this](const Request* r) {
-      return r->overtaken >= options_.max_overtakes;
-    };
-    if (std::any_of(passed_over.begin(), passed_over.end(), at_limit)) break;
-  }
-  if (passed_over.empty()) return;
-  for (const auto& [id, worker] : prefill_) {
-    if (worker.suspect_until > now) next_dispatch_ = std::min(next_dispatch_, worker.suspect_until);
-  }
-}
-
-bool Router::TryDispatch(Tick now, Request& request, RouterActionSink& sink) {
-  if (decode_.empty() || prefill_.empty()) return false;
-  const int32_t pages = PagesAtStart(request);
-  const auto decode = PickDecode(pages);
-  if (decode == decode_.end()) return false;
-  const auto prefill = PickPrefill(now, request);
-  if (prefill == prefill_.end()) return false;
-
-  Attempt attempt;
-  attempt.decode = decode->first;
-  attempt.prefill = prefill->first;
-  attempt.prompt_tokens = static_cast<int64_t>(request.prompt.size());
-  attempt.prompt_pages = PagesFor(attempt.prompt_tokens, identity_.page_tokens);
-  ++prefill->second.busy;
-  prefill->second.busy_pages += attempt.prompt_pages;
-  prefill->second.busy_tokens += attempt.prompt_tokens;
-  ++decode->second.attempts;
-  ++decode->second.starts_sent;
-  decode->second.unseen_pages.push_back(pages);
-
-  request.fsm.To(RequestState::kReserved);
-  request.fsm.To(RequestState::kPrefilling);
-  request.started_at = now;
-  ++request.starts;
-  ++sink.report.starts;
-  queue_.erase(request.order);
-
-  const RequestKey key{request.id, request.fsm.attempt()};
-  SendStart start;
-  start.decode = attempt.decode;
-  start.request.key = key;
-  start.request.prompt = request.prompt;
-  start.request.delivered = request.delivered;
-  start.request.sampling = request.sampling;
-  start.request.remaining = request.deadline - now;
-  start.request.prefill_address = prefill->second.address;
-  sink.Add(std::move(start));
-  attempts_.emplace(key, attempt);
-  return true;
-}
-
-// The rank with a credit whose free pages, after this request, are the largest share of its pages;
-// among equals the one with the fewest attempts, then the lowest id.
-std::map<WorkerId, Router::DecodeRank>::iterator Router::PickDecode(int32_t pages) {
-  auto best = decode_.end();
-  double best_share = 0;
-  for (auto it = decode_.begin(); it != decode_.end(); ++it) {
-    const DecodeRank& rank = it->second;
-    if (rank.status.draining || rank.starts_sent >= rank.status.credits_granted) continue;
-    int32_t free = rank.status.free_pages;
-    for (const int32_t unseen : rank.unseen_pages) free -= unseen;
-    if (free < pages) continue;
-    const double share = static_cast<double>(free - pages) / rank.status.total_pages;
-    if (best == decode_.end() || share > best_share ||
-        (share == best_share && rank.attempts < best->second.attempts)) {
-      best = it;
-      best_share = share;
-    }
-  }
-  return best;
-}
-
-// What taking the request on would cost the worker, in prompt tokens: those before it and its own.
-// Pages of the prompt that the worker has cached will come off here.
-int64_t Router::PrefillCost(const PrefillWorker& worker, const Request& request) {
-  return std::max(worker.status.queued_tokens, worker.busy_tokens) +
-         static_cast<int64_t>(request.prompt.size());
-}
-
-// The cheapest worker with a free slot and pages. One that just failed this request, or is
-// suspected of being gone, is taken only when the cluster has no other.
-std::map<WorkerId, Router::PrefillWorker>::iterator Router::PickPrefill(Tick now,
-                                                                        const Request& request) {
-  const int32_t pages =
-      PagesFor(static_cast<int64_t>(request.prompt.size()), identity_.page_tokens);
-  const auto shunned = [&](const auto& entry) {
-    return entry.second.suspect_until > now ||
-           (request.avoids_prefill && request.avoided_prefill == entry.first);
-  };
-  const bool choice = std::any_of(prefill_.begin(), prefill_.end(), [&](const auto& entry) {
-    return !entry.second.status.draining && !shunned(entry);
-  });
-  auto best = prefill_.end();
-  for (auto it = prefill_.begin(); it != prefill_.end(); ++it) {
-    const PrefillWorker& worker = it->second;
-    const PrefillStatus& status = worker.status;
-    if (status.draining || (choice && shunned(*it))) continue;
-    // Own attempts may not have reached the worker yet, and other routers' show only in its status.
-    if (std::max(worker.busy, status.running) >= status.slots) continue;
-    const int32_t used = std::max(worker.busy_pages, status.total_pages - status.free_pages);
-    if (used + pages > status.total_pages) continue;
-    if (best == prefill_.end() ||
-        PrefillCost(worker, request) < PrefillCost(best->second, request)) {
-      best = it;
-    }
-  }
-  return best;
 }
 
 // --- integrity ----------------------------------------------------------------------------
