@@ -25,6 +25,7 @@ constexpr int kProgressRounds = 64;  // before commands get their turn
 constexpr int kSpinRounds = 100;     // without work before the thread sleeps: some 10 us
 constexpr Duration kCheckInterval = Duration::Millis(200);
 constexpr Duration kLongestSleep = Duration::Seconds(5);
+constexpr int kMaxCloseRounds = 400;  // of a millisecond
 constexpr Duration kCloseLimit = Duration::Seconds(2);
 
 }  // namespace
@@ -103,7 +104,8 @@ absl::Status UcxEngine::Listen() {
   host_id_ = HostId();
   address.host_id = host_id_;
   address.incarnation = RandomIncarnation();
-  address.port = PortOf(attributes.sockaddr);
+  port_ = PortOf(attributes.sockaddr);
+  address.port = port_;
   address_ = EncodeUcxAddress(LoadedUcxVersion(), address);
   return absl::OkStatus();
 }
@@ -285,17 +287,34 @@ void UcxEngine::ShutDown() {
   for (; !announced_.empty(); announced_.pop_front()) {
     ucp_am_data_release(worker_.get(), announced_.front().descriptor);
   }
-  for (; !requests_.empty(); requests_.pop_front()) {
-    ucp_listener_reject(listener_, requests_.front());
-  }
   std::vector<std::shared_ptr<Peer>> peers;
   for (const auto& [address, peer] : peers_) peers.push_back(peer);
   for (const auto& [raw, peer] : inbound_) peers.push_back(peer);
   for (const auto& peer : peers) FailPeer(peer.get(), absl::CancelledError("shutting down"));
   CloseFailedPeers();
+  CloseListener();
   ProgressWhile([this] { return !sends_.empty() || !closing_.empty(); }, kCloseLimit);
   for (const Closing& closing : closing_) ucp_request_free(closing.request);
   closing_.clear();
+}
+
+// UCX 1.13 crashes when a connection that its own thread has accepted introduces itself after the
+// listener is gone. So no new one is let in, and the listener goes when those let in are gone too:
+// they introduce themselves and are rejected; what stays silent is shut down. Bounded.
+void UcxEngine::CloseListener() {
+  const uint16_t port = port_;
+  StopAccepting(port);
+  for (int round = 0; round < kMaxCloseRounds; ++round) {
+    Progress();
+    for (; !requests_.empty(); requests_.pop_front()) {
+      ucp_listener_reject(listener_, requests_.front());
+    }
+    ReapClosing();
+    if (!HasConnections(port)) break;
+    if (round == kMaxCloseRounds / 2) ShutDownConnections(port);
+    poll(nullptr, 0, 1);
+  }
+  ucp_listener_destroy(std::exchange(listener_, nullptr));
 }
 
 void UcxEngine::ProgressWhile(const std::function<bool()>& unfinished, Duration limit) {

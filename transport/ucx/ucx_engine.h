@@ -146,6 +146,7 @@ class UcxEngine {
   void PublishEvents();
   void Sleep();
   void ShutDown();
+  void CloseListener();
   void ProgressWhile(const std::function<bool()>& unfinished, Duration limit);
 
   void Execute(UcxCommand command);
@@ -181,6 +182,7 @@ class UcxEngine {
   StagingPool staging_;
   std::string address_;
   uint64_t host_id_ = 0;
+  uint16_t port_ = 0;
   std::vector<IpInterface> interfaces_;
   int worker_fd_ = -1;   // UCX's, readable when the worker has something to do
   int command_fd_ = -1;  // an eventfd, ours

@@ -1,8 +1,11 @@
 #include "transport/ucx/ucx_host.h"
 
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <ifaddrs.h>
+#include <linux/filter.h>
 #include <net/if.h>
+#include <poll.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 
@@ -15,6 +18,7 @@
 #include <set>
 
 #include "absl/status/status.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 
@@ -61,7 +65,58 @@ std::vector<NamedInterface> AllInterfaces() {
   return out;
 }
 
+struct BoundSocket {
+  int fd = -1;
+  bool listens = false;
+};
+
+std::vector<BoundSocket> SocketsOnPort(uint16_t port) {
+  std::vector<BoundSocket> out;
+  const std::unique_ptr<DIR, int (*)(DIR*)> dir(opendir("/proc/self/fd"), &closedir);
+  if (dir == nullptr) return out;
+  while (const dirent* entry = readdir(dir.get())) {
+    int fd = -1;
+    if (!absl::SimpleAtoi(entry->d_name, &fd)) continue;
+    sockaddr_storage storage = {};
+    socklen_t length = sizeof(storage);
+    if (getsockname(fd, reinterpret_cast<sockaddr*>(&storage), &length) != 0) continue;
+    if (storage.ss_family != AF_INET && storage.ss_family != AF_INET6) continue;
+    int type = 0, listens = 0;
+    socklen_t size = sizeof(int);
+    if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) != 0 || type != SOCK_STREAM) continue;
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) != 0) continue;
+    if (PortOf(storage) == port) out.push_back({fd, listens != 0});
+  }
+  return out;
+}
+
 }  // namespace
+
+void StopAccepting(uint16_t port) {
+  sock_filter drop_all[] = {BPF_STMT(BPF_RET | BPF_K, 0)};
+  const sock_fprog program = {1, drop_all};
+  for (const BoundSocket& socket : SocketsOnPort(port)) {
+    if (!socket.listens) continue;
+    setsockopt(socket.fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program));
+  }
+}
+
+bool HasConnections(uint16_t port) {
+  // The listening socket is asked first: what has left its queue by then is found as a connection.
+  std::vector<BoundSocket> sockets = SocketsOnPort(port);
+  for (const BoundSocket& socket : sockets) {
+    pollfd fd = {socket.fd, POLLIN, 0};
+    if (socket.listens && poll(&fd, 1, 0) > 0) return true;
+  }
+  sockets = SocketsOnPort(port);
+  return std::any_of(sockets.begin(), sockets.end(), [](const auto& s) { return !s.listens; });
+}
+
+void ShutDownConnections(uint16_t port) {
+  for (const BoundSocket& socket : SocketsOnPort(port)) {
+    if (!socket.listens) shutdown(socket.fd, SHUT_RDWR);
+  }
+}
 
 uint64_t HostId() {
   std::string boot_id;

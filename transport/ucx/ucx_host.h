@@ -38,6 +38,12 @@ struct SocketAddress {
   const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&storage); }
 };
 SocketAddress ToSocketAddress(const IpAddress& ip, uint16_t port);
+// For the sockets of this process that are bound to TCP `port`, which it listens on. They belong to
+// UCX, which has no call for this.
+void StopAccepting(uint16_t port);        // the kernel drops further attempts to connect
+bool HasConnections(uint16_t port);       // any that was accepted, or waits to be
+void ShutDownConnections(uint16_t port);  // ends those that were accepted
+
 uint16_t PortOf(const sockaddr_storage& storage);
 
 }  // namespace baton::transport
