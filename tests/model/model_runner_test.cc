@@ -207,6 +207,41 @@ TEST_F(ModelRunnerTest, SamplesTheSlicesThatAsk) {
   EXPECT_EQ(output.tokens[0].token, alone.tokens[0]);
 }
 
+TEST_F(ModelRunnerTest, SamplesMoreRowsThanTheHeadTakesAtOnce) {
+  constexpr int kSequences = 70;
+  const std::unique_ptr<Runner> runner = NewRunner(kSequences);
+  std::vector<std::vector<TokenId>> sequences;
+  std::vector<std::vector<PageId>> pages;
+  for (int i = 0; i < kSequences; ++i) {
+    sequences.push_back({static_cast<TokenId>(2 + i)});
+    pages.push_back({PageId(static_cast<uint32_t>(i))});
+  }
+  scheduler::BatchPlan together;
+  scheduler::StepOutput output;
+  std::vector<TokenId> alone;
+  for (int i = 0; i < kSequences; ++i) {
+    scheduler::BatchPlan plan;
+    plan.total_rows = 1;
+    plan.slices.push_back({.key = {RequestId(static_cast<uint64_t>(i)), 0},
+                           .sequence = sequences[i],
+                           .prompt_tokens = 1,
+                           .row_count = 1,
+                           .pages = pages[i],
+                           .sample = true,
+                           .sampling = &options_.sampling});
+    ASSERT_TRUE(runner->Run(plan, nullptr, &output).ok());
+    alone.push_back(output.tokens[0].token);
+    together.slices.push_back(plan.slices[0]);
+    ++together.total_rows;
+  }
+  ASSERT_TRUE(runner->Run(together, nullptr, &output).ok());
+  ASSERT_EQ(output.tokens.size(), alone.size());
+  for (int i = 0; i < kSequences; ++i) {
+    EXPECT_EQ(output.tokens[i].key.request.value(), static_cast<uint64_t>(i));
+    EXPECT_EQ(output.tokens[i].token, alone[i]);
+  }
+}
+
 TEST_F(ModelRunnerTest, RefusesBadPlans) {
   const std::vector<PageId> pages = {PageId(0), PageId(7)};
   const std::vector<PageId> foreign = {PageId(0), PageId(8)};

@@ -82,7 +82,7 @@ TEST_P(RowInvarianceTest, PageIds) {
 TEST_P(RowInvarianceTest, PrefillBatches) {
   for (const int32_t companions : {1, 2, 6, 32}) {
     SCOPED_TRACE(companions);
-    ModelHarness fresh(model_, Options(GetParam()));
+    ModelHarness fresh(model_, Options(GetParam(), /*threads=*/1 + companions % 2));
     std::vector<TestSequence> others;
     std::vector<TestSlice> slices;
     for (int32_t i = 0; i < companions; ++i) {
@@ -106,15 +106,17 @@ TEST_P(RowInvarianceTest, PrefillBatches) {
 }
 
 TEST_P(RowInvarianceTest, DecodeBatches) {
-  // 32 companions with contexts of all lengths, prefilled once; then batches of 2 to 33 rows, the
-  // sequence's row moving.
+  // Two threads against the one of alone_. 32 companions with contexts of all lengths, prefilled
+  // once; then batches of 2 to 33 rows, the sequence's row moving.
   constexpr int32_t kCompanions = 32;
+  ModelHarness two(model_, Options(GetParam(), /*threads=*/2));
+  two.RunSequence(sequence_, kPrompt, 64);
   std::vector<TestSequence> others;
   for (int32_t i = 0; i < kCompanions; ++i) {
     const int32_t length = 2 + (7 * i) % 60;
     others.push_back({RandomTokens(length, model_->config.vocab_size, 200 + i),
                       TestPages(length, 64, static_cast<uint32_t>(10 + i))});
-    harness_.Forward(Form::kPrefill, {{&others.back(), 0, length - 1}});
+    two.Forward(Form::kPrefill, {{&others.back(), 0, length - 1}});
   }
   for (int32_t batch = 2; batch <= kCompanions + 1; ++batch) {
     SCOPED_TRACE(batch);
@@ -126,7 +128,7 @@ TEST_P(RowInvarianceTest, DecodeBatches) {
       slices.push_back({&others[i], length - 1, length});
     }
     slices.insert(slices.begin() + place, {&sequence_, position, position + 1});
-    const std::vector<LogitRow> rows = harness_.Forward(Form::kDecode, slices);
+    const std::vector<LogitRow> rows = two.Forward(Form::kDecode, slices);
     ASSERT_EQ(std::memcmp(rows[place].data(), alone_[position].data(),
                           rows[place].size() * sizeof(float)),
               0);

@@ -44,7 +44,7 @@ TokenId ArgMax(const LogitRow& row) {
 void CheckGolden(std::shared_ptr<const LoadedModel> model, const std::string& golden_path,
                  const GoldenSetup& setup) {
   RunnerOptions options;
-  options.device = {.backend = setup.backend, .threads = 1};
+  options.device = {.backend = setup.backend, .threads = 1, .max_isa = setup.isa};
   options.kv_format = setup.kv_format;
   options.activations = setup.activations;
   options.total_pages = 8;

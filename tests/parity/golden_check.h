@@ -35,6 +35,7 @@ struct GoldenSetup {
   double tolerance;            // standard deviations of a logit row
   double outlier_share = 0.0;  // of rows that may be beyond it
   bool greedy = true;          // whether the greedy tokens must be the oracle's
+  kernels::IsaLevel isa = kernels::IsaLevel::kAvx512Bf16;  // at most
 };
 
 inline constexpr GoldenSetup kReferenceF32 = {"ReferenceF32", kernels::BackendKind::kReference,
@@ -50,6 +51,24 @@ inline constexpr GoldenSetup kCpuFp8Pages = {"CpuFp8Pages",
                                              0.25,
                                              0.1,
                                              false};
+
+// What machines without newer instructions run.
+inline constexpr GoldenSetup kCpuBf16Avx2 = {"CpuBf16Avx2",
+                                             kernels::BackendKind::kCpu,
+                                             kernels::DType::kBF16,
+                                             kernels::KvFormat::kBF16,
+                                             0.044,
+                                             0.0,
+                                             true,
+                                             kernels::IsaLevel::kAvx2};
+inline constexpr GoldenSetup kCpuBf16Portable = {"CpuBf16Portable",
+                                                 kernels::BackendKind::kCpu,
+                                                 kernels::DType::kBF16,
+                                                 kernels::KvFormat::kBF16,
+                                                 0.044,
+                                                 0.0,
+                                                 true,
+                                                 kernels::IsaLevel::kPortable};
 
 // Expects all cases of `golden_path` from `model` under `setup`, and prints the worst difference
 // met.

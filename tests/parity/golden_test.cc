@@ -20,7 +20,8 @@ TEST_P(GoldenTest, LogitsAndGreedyTokens) {
 
 INSTANTIATE_TEST_SUITE_P(Models, GoldenTest,
                          testing::Combine(testing::ValuesIn(TestModelNames()),
-                                          testing::Values(kCpuF32, kCpuBf16, kCpuFp8Pages)),
+                                          testing::Values(kCpuF32, kCpuBf16, kCpuFp8Pages,
+                                                          kCpuBf16Avx2, kCpuBf16Portable)),
                          [](const auto& info) {
                            std::string name =
                                std::get<0>(info.param) + "_" + std::get<1>(info.param).name;
