@@ -32,14 +32,20 @@ build_jobs() {
   echo "$jobs"
 }
 
-# configure_and_build PRESET [TARGET...]: output goes to stderr, so that stdout stays the program's own.
+# configure_and_build PRESET [TARGET...]: output goes to stderr, so that stdout stays the program's own. What CMake says
+# is shown only when it fails.
 configure_and_build() {
-  local preset=$1 jobs target=()
+  local preset=$1 jobs log target=()
   shift
   (($# == 0)) || target=(--target "$@")
   jobs=$(build_jobs)
   say "Configuring preset $preset"
-  (cd "$BATON_ROOT" && cmake --preset "$preset" --log-level=WARNING) >&2
+  mkdir -p "$BATON_ROOT/build"
+  log=$BATON_ROOT/build/configure-$preset.log
+  if ! (cd "$BATON_ROOT" && cmake --preset "$preset") >"$log" 2>&1; then
+    cat "$log" >&2
+    die "cmake could not configure preset $preset (the above is also in $log)"
+  fi
   say "Building ${*:-everything} with $jobs job(s)"
   (cd "$BATON_ROOT" && cmake --build --preset "$preset" --parallel "$jobs" "${target[@]}") >&2
   say "Built after $(elapsed)"
