@@ -7,8 +7,9 @@
 
 namespace baton::kernels::cpu {
 
-// Work, in elementary operations (a multiply-add), below which waking other threads costs more than they save: about 20
-// microseconds of one core, the price of a wake-up on a machine that has other things to do.
+// Work, in elementary operations (a multiply-add), below which waking other threads costs more than
+// they save: about 20 microseconds of one core, the price of a wake-up on a machine that has other
+// things to do.
 inline constexpr int64_t kSerialWork = int64_t{1} << 18;
 
 // body(begin, end, thread) over [0, count): on the device's threads if count * cost is worth it,

@@ -100,7 +100,8 @@ TEST_P(RowsTest, RmsNormOfZerosIsZeroAndOfNanIsNan) {
 }
 
 TEST_P(RowsTest, RmsNormIsRowInvariant) {
-  const Owned x = Random(rng_, DType::kF32, {33, 2100}), weight = Random(rng_, DType::kBF16, {2100});
+  const Owned x = Random(rng_, DType::kF32, {33, 2100}),
+              weight = Random(rng_, DType::kBF16, {2100});
   const auto run = [&](int threads, int64_t begin, int64_t end) {
     const Owned part = Rows(x, begin, end);
     Owned out(DType::kF32, {end - begin, 2100});
