@@ -125,7 +125,7 @@ class RouterStream final : public RouterChannel {
   std::string name_;
 };
 
-class DecodeService final : public v1::Decode::CallbackService {
+class DecodeService final : public v1::DecodeWorker::CallbackService {
  public:
   explicit DecodeService(Sessions& sessions) : sessions_(sessions) {}
   grpc::ServerBidiReactor<v1::RouterToDecode, v1::DecodeToRouter>* Session(
@@ -141,20 +141,25 @@ class DecodeService final : public v1::Decode::CallbackService {
 
 class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public DecodeObserver {
  public:
-  DecodeWorkerImpl(const DecodeWorkerOptions& options, Clock& clock, model::Runner& runner,
-                   ChannelFactory channels, const DecodeMetrics& metrics, const Log& log)
+  DecodeWorkerImpl(const DecodeWorkerOptions& options, Clock& clock,
+                   std::unique_ptr<model::Runner> runner,
+                   std::unique_ptr<transport::KvTransport> transport, ChannelFactory channels,
+                   const DecodeMetrics& metrics, const Log& log)
       : options_(options),
         metrics_(metrics),
-        runner_(runner, clock, metrics.worker),
+        clock_(clock),
+        runner_(std::move(runner)),
+        metered_runner_(*runner_, clock, metrics.worker),
         queue_(options.inbox_capacity),
+        transport_(std::move(transport)),
         inbox_([this](DecodeEvent&& event) { return queue_.TryPush(std::move(event)); }),
         sessions_(options_.identity, clock, inbox_, log),
         links_(options_, std::move(channels), clock, inbox_, log),
         service_(sessions_) {}
 
-  absl::Status Start(Clock& clock, transport::KvTransport& transport) {
-    BATON_ASSIGN_OR_RETURN(
-        loop_, DecodeLoop::Create(options_.loop, clock, runner_, transport, queue_, *this, *this));
+  absl::Status Start() {
+    BATON_ASSIGN_OR_RETURN(loop_, DecodeLoop::Create(options_.loop, clock_, metered_runner_,
+                                                     *transport_, queue_, *this, *this));
     thread_.emplace("decode", [this] { loop_->RunUntil(stop_); });
     return absl::OkStatus();
   }
@@ -232,8 +237,12 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
 
   const DecodeWorkerOptions options_;
   const DecodeMetrics metrics_;
-  model::MeteredRunner runner_;
+  Clock& clock_;
+  const std::unique_ptr<model::Runner> runner_;
+  model::MeteredRunner metered_runner_;
   DecodeInbox queue_;
+  // Below the queue, which its wake-ups touch until it is gone.
+  const std::unique_ptr<transport::KvTransport> transport_;
   wire::DeferredInbox<DecodeEvent> inbox_;
   Sessions sessions_;
   PrefillLinks links_;
@@ -250,12 +259,12 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(
-    const DecodeWorkerOptions& options, Clock& clock, model::Runner& runner,
-    transport::KvTransport& transport, ChannelFactory channels, const DecodeMetrics& metrics,
-    const Log& log) {
-  auto worker =
-      std::make_unique<DecodeWorkerImpl>(options, clock, runner, std::move(channels), metrics, log);
-  BATON_RETURN_IF_ERROR(worker->Start(clock, transport));
+    const DecodeWorkerOptions& options, Clock& clock, std::unique_ptr<model::Runner> runner,
+    std::unique_ptr<transport::KvTransport> transport, ChannelFactory channels,
+    const DecodeMetrics& metrics, const Log& log) {
+  auto worker = std::make_unique<DecodeWorkerImpl>(
+      options, clock, std::move(runner), std::move(transport), std::move(channels), metrics, log);
+  BATON_RETURN_IF_ERROR(worker->Start());
   return worker;
 }
 

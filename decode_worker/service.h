@@ -38,14 +38,12 @@ struct DecodeWorkerOptions {
 
 class DecodeWorker {
  public:
-  // References must outlive the worker; runner and transport are the loop thread's from here on.
+  // The references must outlive the worker.
   // Fails as DecodeLoop::Create does.
-  static absl::StatusOr<std::unique_ptr<DecodeWorker>> Start(const DecodeWorkerOptions& options,
-                                                             Clock& clock, model::Runner& runner,
-                                                             transport::KvTransport& transport,
-                                                             ChannelFactory channels,
-                                                             const DecodeMetrics& metrics,
-                                                             const Log& log);
+  static absl::StatusOr<std::unique_ptr<DecodeWorker>> Start(
+      const DecodeWorkerOptions& options, Clock& clock, std::unique_ptr<model::Runner> runner,
+      std::unique_ptr<transport::KvTransport> transport, ChannelFactory channels,
+      const DecodeMetrics& metrics, const Log& log);
 
   // Ends the loop (after the step that it is in). The gRPC server must be shut down by now.
   virtual ~DecodeWorker() = default;

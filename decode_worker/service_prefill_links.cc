@@ -22,7 +22,7 @@ using scheduler::PrefillReplied;
 class PrefillStream final : public wire::ClientStream<v1::PrefillToDecode, v1::DecodeToPrefill> {
  public:
   PrefillStream(PrefillLinks& links, std::string address, std::shared_ptr<grpc::Channel> channel)
-      : links_(links), address_(std::move(address)), stub_(v1::Prefill::NewStub(channel)) {}
+      : links_(links), address_(std::move(address)), stub_(v1::PrefillWorker::NewStub(channel)) {}
 
   void Start() {
     stub_->async()->Session(context(), this);
@@ -110,7 +110,7 @@ class PrefillStream final : public wire::ClientStream<v1::PrefillToDecode, v1::D
 
   PrefillLinks& links_;
   const std::string address_;
-  const std::unique_ptr<v1::Prefill::Stub> stub_;
+  const std::unique_ptr<v1::PrefillWorker::Stub> stub_;
   absl::Status mismatch_;  // of the identities; read and written by gRPC's reactions only
 
   std::mutex calls_mutex_;

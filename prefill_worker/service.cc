@@ -192,7 +192,7 @@ class WatcherStream final : public WatcherChannel {
   bool joined_ = false;
 };
 
-class PrefillService final : public v1::Prefill::CallbackService {
+class PrefillService final : public v1::PrefillWorker::CallbackService {
  public:
   explicit PrefillService(Sessions& sessions) : sessions_(sessions) {}
   grpc::ServerBidiReactor<v1::DecodeToPrefill, v1::PrefillToDecode>* Session(
@@ -214,19 +214,24 @@ class PrefillService final : public v1::Prefill::CallbackService {
 
 class PrefillWorkerImpl final : public PrefillWorker, public PrefillOutbox, public PrefillObserver {
  public:
-  PrefillWorkerImpl(const PrefillWorkerOptions& options, Clock& clock, model::Runner& runner,
+  PrefillWorkerImpl(const PrefillWorkerOptions& options, Clock& clock,
+                    std::unique_ptr<model::Runner> runner,
+                    std::unique_ptr<transport::KvTransport> transport,
                     const PrefillMetrics& metrics, const Log& log)
       : options_(options),
         metrics_(metrics),
-        runner_(runner, clock, metrics.worker),
+        clock_(clock),
+        runner_(std::move(runner)),
+        metered_runner_(*runner_, clock, metrics.worker),
         queue_(options.inbox_capacity),
+        transport_(std::move(transport)),
         inbox_([this](PrefillEvent&& event) { return queue_.TryPush(std::move(event)); }),
         sessions_(options_.identity, clock, inbox_, log),
         service_(sessions_) {}
 
-  absl::Status Start(Clock& clock, transport::KvTransport& transport) {
-    BATON_ASSIGN_OR_RETURN(
-        loop_, PrefillLoop::Create(options_.loop, clock, runner_, transport, queue_, *this, *this));
+  absl::Status Start() {
+    BATON_ASSIGN_OR_RETURN(loop_, PrefillLoop::Create(options_.loop, clock_, metered_runner_,
+                                                      *transport_, queue_, *this, *this));
     sessions_.SetStatus(loop_->initial_status());
     thread_.emplace("prefill", [this] { loop_->RunUntil(stop_); });
     return absl::OkStatus();
@@ -282,8 +287,12 @@ class PrefillWorkerImpl final : public PrefillWorker, public PrefillOutbox, publ
  private:
   const PrefillWorkerOptions options_;
   const PrefillMetrics metrics_;
-  model::MeteredRunner runner_;
+  Clock& clock_;
+  const std::unique_ptr<model::Runner> runner_;
+  model::MeteredRunner metered_runner_;
   PrefillInbox queue_;
+  // Below the queue, which its wake-ups touch until it is gone.
+  const std::unique_ptr<transport::KvTransport> transport_;
   wire::DeferredInbox<PrefillEvent> inbox_;
   Sessions sessions_;
   PrefillService service_;
@@ -299,10 +308,12 @@ class PrefillWorkerImpl final : public PrefillWorker, public PrefillOutbox, publ
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(
-    const PrefillWorkerOptions& options, Clock& clock, model::Runner& runner,
-    transport::KvTransport& transport, const PrefillMetrics& metrics, const Log& log) {
-  auto worker = std::make_unique<PrefillWorkerImpl>(options, clock, runner, metrics, log);
-  BATON_RETURN_IF_ERROR(worker->Start(clock, transport));
+    const PrefillWorkerOptions& options, Clock& clock, std::unique_ptr<model::Runner> runner,
+    std::unique_ptr<transport::KvTransport> transport, const PrefillMetrics& metrics,
+    const Log& log) {
+  auto worker = std::make_unique<PrefillWorkerImpl>(options, clock, std::move(runner),
+                                                    std::move(transport), metrics, log);
+  BATON_RETURN_IF_ERROR(worker->Start());
   return worker;
 }
 

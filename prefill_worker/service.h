@@ -31,13 +31,12 @@ struct PrefillWorkerOptions {
 
 class PrefillWorker {
  public:
-  // References must outlive the worker; runner and transport are the loop thread's from here on.
+  // The references must outlive the worker.
   // Fails as PrefillLoop::Create does.
-  static absl::StatusOr<std::unique_ptr<PrefillWorker>> Start(const PrefillWorkerOptions& options,
-                                                              Clock& clock, model::Runner& runner,
-                                                              transport::KvTransport& transport,
-                                                              const PrefillMetrics& metrics,
-                                                              const Log& log);
+  static absl::StatusOr<std::unique_ptr<PrefillWorker>> Start(
+      const PrefillWorkerOptions& options, Clock& clock, std::unique_ptr<model::Runner> runner,
+      std::unique_ptr<transport::KvTransport> transport, const PrefillMetrics& metrics,
+      const Log& log);
 
   // Ends the loop (after the step that it is in). The gRPC server must be shut down by now.
   virtual ~PrefillWorker() = default;

@@ -4,7 +4,8 @@ target_compile_definitions(baton_cli PRIVATE BATON_DEMO_DIR="${CMAKE_SOURCE_DIR}
 
 # The `baton` command: each subcommand is a main_<name>.cc, listed in commands.h and main.cc.
 if(TARGET baton_tokenizer)
-add_executable(baton main.cc main_check.cc main_generate.cc main_model.cc)
-target_link_libraries(baton PRIVATE baton_flags baton_cli baton_model baton_tokenizer)
+add_executable(baton main.cc main_bench.cc main_chat.cc main_check.cc main_decode.cc main_generate.cc
+               main_prefill.cc main_router.cc main_serve.cc)
+target_link_libraries(baton PRIVATE baton_flags baton_cli baton_roles)
 set_target_properties(baton PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
 endif()

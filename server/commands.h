@@ -9,6 +9,13 @@ namespace baton::server {
 
 Command GenerateCommand();
 Command CheckCommand();
+Command ServeCommand();
+Command RouterCommand();
+Command PrefillCommand();
+Command DecodeCommand();
+Command CompleteCommand();
+Command ChatCommand();
+Command BenchCommand();
 
 }  // namespace baton::server
 

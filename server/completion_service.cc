@@ -27,7 +27,7 @@ struct Context {
 Duration RemainingUntilDeadline(const grpc::CallbackServerContext& call) {
   const gpr_timespec deadline = call.raw_deadline();
   if (gpr_time_cmp(deadline, gpr_inf_future(deadline.clock_type)) == 0) {
-    return Duration::Nanos(INT64_MAX);
+    return Frontend::kNoDeadline;
   }
   const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
   return Duration::Nanos(int64_t{left.tv_sec} * 1'000'000'000 + left.tv_nsec);

@@ -52,7 +52,9 @@ absl::StatusOr<RequestId> Frontend::Submit(std::vector<TokenId> prompt,
   arrived.prompt = std::move(prompt);
   arrived.sampling = sampling;
   arrived.arrived_at = arrived_at;
-  arrived.deadline = arrived_at + std::min(remaining, options_.max_request_duration);
+  arrived.deadline =
+      arrived_at + (remaining == kNoDeadline ? options_.default_duration
+                                             : std::min(remaining, options_.max_duration));
   {
     std::lock_guard<std::mutex> lock(mutex_);
     if (open_.size() >= static_cast<size_t>(options_.max_open_requests)) {

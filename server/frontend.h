@@ -37,14 +37,16 @@ class ClientStream {
 
 struct FrontendOptions {
   RequestLimits limits;
-  int32_t max_open_requests = 4096;  // queued and running together
-  // Deadline of requests whose client set none, and the latest deadline of any.
-  Duration max_request_duration = Duration::Seconds(600);
+  int32_t max_open_requests = 4096;                    // queued and running together
+  Duration default_duration = Duration::Seconds(600);  // of requests whose client set no deadline
+  Duration max_duration = Duration::Seconds(24 * 3600);
   Duration retry_after = Duration::Millis(500);  // hint that goes with refusals made here
 };
 
 class Frontend {
  public:
+  static constexpr Duration kNoDeadline = Duration::Nanos(INT64_MAX);
+
   // `id_space` is drawn at random when the process starts; it becomes the upper half of every
   // request id. The references must outlive the object; `metrics` is copied.
   Frontend(const FrontendOptions& options, uint32_t id_space, Clock& clock, FrontendInbox& inbox,
@@ -54,8 +56,8 @@ class Frontend {
   Clock& clock() { return clock_; }
 
   // Queues a request. On OK `stream` is kept until its OnResult. RESOURCE_EXHAUSTED when the inbox
-  // is full or too many requests are open: try again after options().retry_after. `remaining` <= 0
-  // is DEADLINE_EXCEEDED.
+  // is full or too many requests are open: try again after options().retry_after. `remaining`:
+  // until the client's deadline, kNoDeadline without one; <= 0 is DEADLINE_EXCEEDED.
   absl::StatusOr<RequestId> Submit(std::vector<TokenId> prompt,
                                    const scheduler::SamplingParams& sampling, Tick arrived_at,
                                    Duration remaining, std::shared_ptr<ClientStream> stream);

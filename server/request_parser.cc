@@ -72,6 +72,9 @@ void ParseLengths(const v1::SamplingOptions& options, const ModelDescription& mo
                                model.context_tokens, " tokens, prompt and output together)"));
     return;
   }
+  problems->Require(limits.max_prompt_tokens == 0 || prompt_tokens <= limits.max_prompt_tokens,
+                    "the number of prompt tokens", prompt_tokens,
+                    UpTo(1, limits.max_prompt_tokens));
   out->max_tokens = options.has_max_tokens()
                         ? options.max_tokens()
                         : static_cast<int32_t>(std::min<int64_t>(limits.default_max_tokens, room));

@@ -24,6 +24,7 @@ namespace baton::server {
 
 struct RequestLimits {
   int32_t default_max_tokens = 512;  // for requests that do not say; less when the context is full
+  int32_t max_prompt_tokens = 0;     // 0: what the context allows
   int32_t max_stop_strings = 16;
   int32_t max_stop_bytes = 256;
   int32_t max_stop_token_ids = 64;

@@ -123,6 +123,16 @@ class RouterServerImpl final : public RouterServer, public FrontendOutbox, publi
 
 }  // namespace
 
+std::string NotReadyReason(const ServerSummary& summary) {
+  if (summary.draining) return "draining";
+  if (summary.ready) return std::string();
+  std::string reason = "not connected to:";
+  for (const WorkerSummary& worker : summary.workers) {
+    if (!worker.connected) reason += " " + worker.role + "=" + worker.instance;
+  }
+  return reason;
+}
+
 std::unique_ptr<RouterServer> RouterServer::Start(const RouterServerOptions& options,
                                                   const ModelDescription& model,
                                                   const model::Tokenizer& tokenizer, Clock& clock,

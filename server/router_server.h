@@ -37,6 +37,9 @@ struct RouterServerOptions {
   std::string revision;
 };
 
+// Why a router that shows this takes no requests; empty when it does.
+std::string NotReadyReason(const ServerSummary& summary);
+
 class RouterServer {
  public:
   // Begins to connect to the workers. References must outlive the server.

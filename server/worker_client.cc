@@ -173,7 +173,7 @@ absl::Status EndOf(const absl::Status& own, const grpc::Status& status) {
 class DecodeStream final : public wire::ClientStream<v1::DecodeToRouter, v1::RouterToDecode> {
  public:
   DecodeStream(Link& link, const std::shared_ptr<grpc::Channel>& channel)
-      : link_(link), stub_(v1::Decode::NewStub(channel)) {}
+      : link_(link), stub_(v1::DecodeWorker::NewStub(channel)) {}
 
   void Start() {
     stub_->async()->Session(context(), this);
@@ -212,7 +212,7 @@ class DecodeStream final : public wire::ClientStream<v1::DecodeToRouter, v1::Rou
   }
 
   Link& link_;
-  const std::unique_ptr<v1::Decode::Stub> stub_;
+  const std::unique_ptr<v1::DecodeWorker::Stub> stub_;
   scheduler::WorkerIdentity identity_;
   absl::Status refusal_;
   bool joined_ = false;
@@ -256,7 +256,7 @@ class DecodeLink final : public Link {
 class PrefillStream final : public wire::ClientStream<v1::PrefillEvent, v1::WorkerIdentity> {
  public:
   PrefillStream(Link& link, const std::shared_ptr<grpc::Channel>& channel)
-      : link_(link), stub_(v1::Prefill::NewStub(channel)) {}
+      : link_(link), stub_(v1::PrefillWorker::NewStub(channel)) {}
 
   void Start() {
     stub_->async()->WatchStatus(context(), this);
@@ -295,7 +295,7 @@ class PrefillStream final : public wire::ClientStream<v1::PrefillEvent, v1::Work
   }
 
   Link& link_;
-  const std::unique_ptr<v1::Prefill::Stub> stub_;
+  const std::unique_ptr<v1::PrefillWorker::Stub> stub_;
   scheduler::WorkerIdentity identity_;
   absl::Status refusal_;
   bool joined_ = false;

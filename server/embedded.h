@@ -1,0 +1,66 @@
+#ifndef BATON_SERVER_EMBEDDED_H_
+#define BATON_SERVER_EMBEDDED_H_
+
+// All roles in one process: a router, a prefill worker and a decode worker, each with its own loop
+// thread, that speak the same gRPC services with each other as separate processes do, over channels
+// that do not leave the process. So there is one code path; only the wires differ.
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/metrics.h"
+#include "decode_worker/loop.h"
+#include "model/runner.h"
+#include "model/tokenizer.h"
+#include "prefill_worker/loop.h"
+#include "server/model_description.h"
+#include "server/router_server.h"
+#include "transport/kv_transport.h"
+
+namespace baton::server {
+
+struct EmbeddedParts {
+  ModelDescription model;
+  std::shared_ptr<const model::Tokenizer> tokenizer;
+  std::unique_ptr<model::Runner> prefill_runner;
+  std::unique_ptr<model::Runner> decode_runner;
+  // Two endpoints that reach each other.
+  std::unique_ptr<transport::KvTransport> prefill_transport;
+  std::unique_ptr<transport::KvTransport> decode_transport;
+  prefill_worker::PrefillLoopOptions prefill;
+  decode_worker::DecodeLoopOptions decode;
+  RouterServerOptions router;  // its identity and lists of workers are filled in here
+  std::string grpc_address;    // host:port; empty: only Channel() reaches the server
+  std::string http_address;    // host:port; empty: no HTTP
+};
+
+class Embedded {
+ public:
+  // References must outlive the object. Fails as the loops' Create do, and when an address cannot
+  // be bound.
+  static absl::StatusOr<std::unique_ptr<Embedded>> Start(EmbeddedParts parts, Clock& clock,
+                                                         Metrics& metrics, const Log& log);
+  virtual ~Embedded() = default;  // as Stop(0)
+
+  virtual int grpc_port() const = 0;
+  virtual int http_port() const = 0;
+  // To the completion service, without leaving the process.
+  virtual std::shared_ptr<grpc::Channel> Channel() = 0;
+
+  virtual ServerSummary Summary() const = 0;
+
+  // No new work; what runs may finish. drained() is to be polled: it moves the drain on from the
+  // router to the workers. One thread.
+  virtual void Drain() = 0;
+  virtual bool drained() = 0;
+
+  // Ends everything; open calls have `grace` to finish.
+  virtual void Stop(Duration grace) = 0;
+};
+
+}  // namespace baton::server
+
+#endif  // BATON_SERVER_EMBEDDED_H_

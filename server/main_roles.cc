@@ -1,0 +1,208 @@
+#include "server/main_roles.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/build_info.h"
+#include "base/status_macros.h"
+#include "server/grpc_host.h"
+#include "server/http_server.h"
+#include "server/main_model.h"
+#include "server/operator_pages.h"
+#include "transport/inproc/inproc_transport.h"
+#include "transport/ucx/ucx_transport.h"
+
+namespace baton::server {
+namespace {
+
+constexpr uint64_t kKiB = uint64_t{1} << 10;
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+// After a drain nothing runs: this is for the last bytes on their way to clients.
+constexpr Duration kShutdownGrace = Duration::Seconds(2);
+
+uint64_t RandomBits() {
+  std::random_device random;
+  return uint64_t{random()} << 32 | random();
+}
+
+std::string HostName() {
+  char name[256] = {};
+  return gethostname(name, sizeof name - 1) == 0 ? name : "localhost";
+}
+
+}  // namespace
+
+absl::StatusOr<ModelFiles> LoadModelFiles(const Config& config) {
+  ModelFiles files;
+  BATON_ASSIGN_OR_RETURN(const std::string directory, ModelDirectory(config));
+  BATON_ASSIGN_OR_RETURN(files.model, model::LoadModel(directory));
+  files.description = DescribeModel(config, *files.model);
+  return files;
+}
+
+scheduler::WorkerIdentity IdentityFor(const std::string& role, const std::string& address,
+                                      const Config& config, const ModelDescription& model) {
+  scheduler::WorkerIdentity identity;
+  identity.role = role;
+  identity.instance = HostName() + address.substr(std::min(address.rfind(':'), address.size()));
+  identity.incarnation = RandomBits() | 1;
+  identity.model_name = model.name;
+  identity.model_hash = model.hash;
+  identity.kv_format = model.kv_format;
+  identity.page_tokens = config.model().page_tokens();
+  identity.layers = model.layers;
+  identity.revision = std::string(Revision());
+  return identity;
+}
+
+prefill_worker::PrefillLoopOptions PrefillLoopOptionsFor(const Config& config) {
+  prefill_worker::PrefillLoopOptions options;
+  options.planner.slots = config.prefill().max_requests();
+  options.planner.chunk_tokens = config.prefill().chunk_tokens();
+  options.planner.handoff_timeout = Duration::Millis(config.handoff().timeout_ms());
+  options.handoff.staging_bytes = static_cast<uint64_t>(config.prefill().staging_mb()) * kMiB;
+  options.handoff.max_message_bytes =
+      static_cast<uint64_t>(config.handoff().max_message_kb()) * kKiB;
+  return options;
+}
+
+decode_worker::DecodeLoopOptions DecodeLoopOptionsFor(const Config& config,
+                                                      const ModelDescription& model) {
+  decode_worker::DecodeLoopOptions options;
+  scheduler::DecodePlannerOptions& planner = options.planner;
+  planner.first_epoch = RandomBits() >> 1 | 1;
+  planner.eos_token_ids = model.eos_token_ids;
+  planner.max_landings = config.decode().max_landings();
+  planner.max_sequences = config.decode().max_sequences();
+  planner.max_batch_rows = config.decode().max_batch_rows();
+  planner.reserve_output_tokens = config.decode().reserve_output_tokens();
+  planner.prefill_timeout = Duration::Millis(config.decode().prefill_timeout_ms());
+  planner.handoff_timeout = Duration::Millis(config.handoff().timeout_ms());
+  return options;
+}
+
+RouterServerOptions RouterServerOptionsFor(const Config& config) {
+  RouterServerOptions options;
+  const v1::Router& router = config.router();
+  options.router.max_queued = router.max_queue();
+  options.router.max_attempts = router.max_attempts();
+  options.router.reserve_output_tokens = config.decode().reserve_output_tokens();
+  options.router.no_workers_timeout = Duration::Millis(router.no_worker_timeout_ms());
+  options.router.retry_after = Duration::Millis(router.retry_after_ms());
+  options.frontend.limits.default_max_tokens = router.default_max_tokens();
+  options.frontend.limits.max_prompt_tokens = router.max_prompt_tokens();
+  options.frontend.default_duration = Duration::Millis(router.default_deadline_ms());
+  options.frontend.retry_after = Duration::Millis(router.retry_after_ms());
+  // The router itself bounds the queue; this bounds what the front ends keep beside it.
+  options.frontend.max_open_requests = router.max_queue() + 8192;
+  options.decode_workers.assign(router.decode_workers().begin(), router.decode_workers().end());
+  options.prefill_workers.assign(router.prefill_workers().begin(), router.prefill_workers().end());
+  options.version = std::string(Version());
+  options.revision = std::string(Revision());
+  return options;
+}
+
+MetricsOptions MetricsOptionsFor(const Config& config, const ModelDescription& model) {
+  return {.version = std::string(Version()),
+          .revision = std::string(Revision()),
+          .model_name = model.name,
+          .kv_format = model.kv_format,
+          .vllm_aliases = config.metrics().vllm_aliases()};
+}
+
+absl::StatusOr<std::unique_ptr<transport::KvTransport>> MakeProcessTransport(
+    const Config& config, std::shared_ptr<Clock> clock, const Log& log) {
+  if (config.handoff().transport() == "inproc") {
+    return absl::InvalidArgumentError(
+        "handoff.transport: inproc does not reach other processes; set it to auto or ucx");
+  }
+  transport::UcxOptions options;
+  options.log = log;
+  BATON_ASSIGN_OR_RETURN(std::unique_ptr<transport::KvTransport> ucx,
+                         transport::CreateUcxTransport(options, std::move(clock)));
+  return ucx;
+}
+
+absl::StatusOr<EmbeddedParts> MakeEmbeddedParts(const Config& config, const ModelFiles& files) {
+  EmbeddedParts parts;
+  parts.model = files.description;
+  BATON_ASSIGN_OR_RETURN(parts.tokenizer, model::Tokenizer::Load(files.model->directory));
+  BATON_ASSIGN_OR_RETURN(const model::RunnerOptions prefill,
+                         RunnerOptionsFor(config, RunnerRole::kPrefill, *files.model));
+  BATON_ASSIGN_OR_RETURN(const model::RunnerOptions decode,
+                         RunnerOptionsFor(config, RunnerRole::kDecode, *files.model));
+  BATON_ASSIGN_OR_RETURN(parts.prefill_runner, model::CreateRunner(files.model, prefill));
+  BATON_ASSIGN_OR_RETURN(parts.decode_runner, model::CreateRunner(files.model, decode));
+  if (config.handoff().transport() == "ucx") {
+    const auto clock = std::make_shared<MonotonicClock>();
+    BATON_ASSIGN_OR_RETURN(parts.prefill_transport, MakeProcessTransport(config, clock, Log()));
+    BATON_ASSIGN_OR_RETURN(parts.decode_transport, MakeProcessTransport(config, clock, Log()));
+  } else {
+    transport::InprocFabric fabric;
+    parts.prefill_transport = fabric.NewEndpoint("prefill-0");
+    parts.decode_transport = fabric.NewEndpoint("decode-0");
+  }
+  parts.prefill = PrefillLoopOptionsFor(config);
+  parts.decode = DecodeLoopOptionsFor(config, files.description);
+  parts.router = RouterServerOptionsFor(config);
+  return parts;
+}
+
+absl::Status WritePortFile(const std::string& path, int grpc_port, int http_port) {
+  if (path.empty()) return absl::OkStatus();
+  const std::string partial = path + ".partial";
+  {
+    std::ofstream out(partial);
+    out << "grpc=" << grpc_port << "\nhttp=" << http_port << "\n";
+    if (!out.flush()) return absl::UnavailableError("--port-file: cannot write " + partial);
+  }
+  if (std::rename(partial.c_str(), path.c_str()) != 0) {
+    return absl::UnavailableError("--port-file: cannot write " + path);
+  }
+  return absl::OkStatus();
+}
+
+CommandFlag PortFileFlag() {
+  return {"port-file", FlagType::kText,
+          "Once serving, write the bound ports here: lines grpc=PORT and http=PORT. For scripts "
+          "that pass port 0.",
+          ""};
+}
+
+absl::StatusOr<int> RunRole(const CommandContext& context, const RoleProcess& role,
+                            const Metrics& metrics, TerminationSignals& signals, Clock& clock) {
+  const Config& config = context.config();
+  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcHost> host,
+                         GrpcHost::Start({.address = role.grpc_address}, {role.service}));
+  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> http,
+                         HttpServer::Start({.address = config.server().http_address()},
+                                           OperatorPages(metrics, role.not_ready)));
+  const auto set_health = [&host, &role](bool ready) {
+    host->SetServing(role.service_name, ready);
+  };
+  if (role.watch_ready) {
+    role.watch_ready(set_health);
+  } else {
+    set_health(true);
+  }
+  role.started(host->port(), http->port());
+  BATON_RETURN_IF_ERROR(WritePortFile(context.flags.text("port-file"), host->port(), http->port()));
+  DrainSteps steps = role.drain;
+  steps.begin = [&] {
+    if (!role.watch_ready) set_health(false);
+    role.drain.begin();
+  };
+  const DrainResult drained = RunUntilTerminated(
+      signals, steps, Duration::Millis(config.drain().timeout_ms()), clock, context.log);
+  if (role.close_streams) role.close_streams();
+  host->Shutdown(drained == DrainResult::kDrained ? kShutdownGrace : Duration());
+  if (role.watch_ready) role.watch_ready([](bool) {});
+  return drained == DrainResult::kDrained ? kExitOk : kExitFailure;
+}
+
+}  // namespace baton::server

@@ -1,0 +1,99 @@
+// baton serve: all roles in one process.
+
+#include <filesystem>
+#include <ostream>
+#include <string>
+
+#include "base/status_macros.h"
+#include "server/commands.h"
+#include "server/exit_code.h"
+#include "server/main_model.h"
+#include "server/main_roles.h"
+
+namespace baton::server {
+namespace {
+
+// As a shell finds it from anywhere.
+std::string ProgramPath() {
+  std::error_code error;
+  const std::filesystem::path path = std::filesystem::read_symlink("/proc/self/exe", error);
+  return error ? "baton" : path.string();
+}
+
+constexpr Duration kReadyTimeout = Duration::Seconds(30);
+constexpr Duration kShutdownGrace = Duration::Seconds(2);
+
+void PrintBanner(const CommandContext& context, const ModelFiles& files, const EmbeddedParts& parts,
+                 int prefill_pages, int decode_pages, int grpc_port, int http_port) {
+  const ModelDescription& model = files.description;
+  std::ostream& out = context.err;
+  out << "\nBaton serves " << model.name << " (" << model.architecture << ")\n"
+      << "  parameters  " << CountText(model.parameters) << " total, "
+      << CountText(model.active_parameters) << " active for each token\n"
+      << "  weights     " << model.weight_format << ", mapped from " << files.model->directory
+      << "\n"
+      << "  KV cache    " << model.kv_format << ", " << model.kv_bytes_per_token
+      << " bytes per token, context " << model.context_tokens << " tokens\n"
+      << "  roles       router, prefill (1 rank, " << prefill_pages << " pages of "
+      << context.config().model().page_tokens() << " tokens), decode (1 rank, " << decode_pages
+      << " pages, " << parts.decode.planner.max_sequences << " sequences)\n"
+      << "  ports       gRPC " << grpc_port << ", HTTP " << http_port
+      << " (/metrics /health /ready)\n\n"
+      << "Try it from another terminal:\n\n"
+      << "  " << ProgramPath() << " complete --server localhost:" << grpc_port
+      << " \"The command\"\n"
+      << std::endl;
+}
+
+absl::StatusOr<int> Serve(const CommandContext& context) {
+  TerminationSignals signals;
+  const Config& config = context.config();
+  MonotonicClock clock;
+  context.err << "Loading the model ..." << std::endl;
+  BATON_ASSIGN_OR_RETURN(const ModelFiles files, LoadModelFiles(config));
+  BATON_ASSIGN_OR_RETURN(EmbeddedParts parts, MakeEmbeddedParts(config, files));
+  parts.grpc_address = config.server().grpc_address();
+  parts.http_address = config.server().http_address();
+  const int prefill_pages = parts.prefill_runner->info().total_pages;
+  const int decode_pages = parts.decode_runner->info().total_pages;
+  Metrics metrics(MetricsOptionsFor(config, files.description));
+  context.err << "Starting router, prefill and decode ..." << std::endl;
+  EmbeddedParts shown;
+  shown.decode = parts.decode;
+  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<Embedded> embedded,
+                         Embedded::Start(std::move(parts), clock, metrics, context.log));
+  const Tick start = clock.Now();
+  while (!embedded->Summary().ready) {
+    if (clock.Now() - start > kReadyTimeout) {
+      return absl::UnavailableError("the roles did not connect to each other: " +
+                                    NotReadyReason(embedded->Summary()));
+    }
+    if (signals.WaitFor(Duration::Millis(5))) return kExitOk;
+  }
+  PrintBanner(context, files, shown, prefill_pages, decode_pages, embedded->grpc_port(),
+              embedded->http_port());
+  BATON_RETURN_IF_ERROR(
+      WritePortFile(context.flags.text("port-file"), embedded->grpc_port(), embedded->http_port()));
+  const DrainResult drained =
+      RunUntilTerminated(signals, {[&] { embedded->Drain(); }, [&] { return embedded->drained(); }},
+                         Duration::Millis(config.drain().timeout_ms()), clock, context.log);
+  embedded->Stop(drained == DrainResult::kDrained ? kShutdownGrace : Duration());
+  return drained == DrainResult::kDrained ? kExitOk : kExitFailure;
+}
+
+}  // namespace
+
+Command ServeCommand() {
+  return {.name = "serve",
+          .summary = "router, prefill and decode worker in one process",
+          .description =
+              "Serves a model with all roles in one process: the demo model unless --model names "
+              "another. Prints how to reach it, then serves until SIGTERM or Ctrl-C; then running "
+              "requests finish, and it exits 0.",
+          .flags = {PortFileFlag()},
+          .config = {"model", "server", "router", "prefill", "decode", "handoff", "kernels",
+                     "drain", "log", "metrics"},
+          .run = [](const CommandContext& context) { return ExitCode(context, Serve(context)); }};
+}
+
+}  // namespace baton::server
