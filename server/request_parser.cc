@@ -94,7 +94,10 @@ void ParseStops(const v1::GenerateRequest& request, const ModelDescription& mode
   problems->Require(request.stop_token_ids_size() <= limits.max_stop_token_ids,
                     "the number of stop_token_ids", request.stop_token_ids_size(),
                     UpTo(0, limits.max_stop_token_ids));
-  if (!problems->status().ok()) return;  // do not list thousands
+  if (request.stop_size() > limits.max_stop_strings ||
+      request.stop_token_ids_size() > limits.max_stop_token_ids) {
+    return;  // do not list thousands
+  }
   for (int i = 0; i < request.stop_size(); ++i) {
     const size_t bytes = request.stop(i).size();
     problems->Require(bytes >= 1 && bytes <= static_cast<size_t>(limits.max_stop_bytes),
