@@ -1,8 +1,9 @@
 #ifndef BATON_BASE_BOUNDED_QUEUE_H_
 #define BATON_BASE_BOUNDED_QUEUE_H_
 
-// A queue between threads with a fixed capacity. Full is a returned refusal: the item stays with the caller.
-// Many producers, one or many consumers; all methods are thread-safe. A waiting consumer wakes on Push, Wake and Close.
+// A queue between threads with a fixed capacity. Full is a returned refusal: the item stays with
+// the caller. Many producers, one or many consumers; all methods are thread-safe. A waiting
+// consumer wakes on Push, Wake and Close.
 
 #include <condition_variable>
 #include <cstddef>
@@ -21,7 +22,8 @@ class BoundedQueue {
  public:
   explicit BoundedQueue(size_t capacity) : capacity_(capacity) { BATON_CHECK_GT(capacity, 0u); }
 
-  // Moves `item` in and returns true; returns false and leaves `item` untouched when full or closed.
+  // Moves `item` in and returns true; returns false and leaves `item` untouched when full or
+  // closed.
   [[nodiscard]] bool TryPush(T&& item) {
     {
       std::lock_guard<std::mutex> lock(mutex_);

@@ -1,9 +1,10 @@
 #ifndef BATON_BASE_CLOCK_H_
 #define BATON_BASE_CLOCK_H_
 
-// Time as a value. Tick is a monotonic instant in nanoseconds since an arbitrary start of one process (or of one
-// simulation); Duration a difference of two. Instants never cross a process border: deadlines travel as a
-// remaining duration. Decisions take a Tick as a parameter; only shells own a Clock.
+// Time as a value. Tick is a monotonic instant in nanoseconds since an arbitrary start of one
+// process (or of one simulation); Duration a difference of two. Instants never cross a process
+// border: deadlines travel as a remaining duration. Decisions take a Tick as a parameter; only
+// shells own a Clock.
 
 #include <compare>
 #include <cstdint>
@@ -23,8 +24,12 @@ class Duration {
   constexpr int64_t millis() const { return nanos_ / 1'000'000; }
   constexpr double seconds() const { return static_cast<double>(nanos_) * 1e-9; }
   friend constexpr auto operator<=>(Duration a, Duration b) = default;
-  friend constexpr Duration operator+(Duration a, Duration b) { return Duration(a.nanos_ + b.nanos_); }
-  friend constexpr Duration operator-(Duration a, Duration b) { return Duration(a.nanos_ - b.nanos_); }
+  friend constexpr Duration operator+(Duration a, Duration b) {
+    return Duration(a.nanos_ + b.nanos_);
+  }
+  friend constexpr Duration operator-(Duration a, Duration b) {
+    return Duration(a.nanos_ - b.nanos_);
+  }
   friend constexpr Duration operator*(Duration a, int64_t n) { return Duration(a.nanos_ * n); }
   friend constexpr Duration operator/(Duration a, int64_t n) { return Duration(a.nanos_ / n); }
   friend std::ostream& operator<<(std::ostream& out, Duration d) { return out << d.nanos_ << "ns"; }
@@ -46,7 +51,9 @@ class Tick {
   friend constexpr Tick operator+(Tick t, Duration d) {
     return t.infinite() ? t : Tick(t.nanos_ + d.nanos());
   }
-  friend constexpr Duration operator-(Tick a, Tick b) { return Duration::Nanos(a.nanos_ - b.nanos_); }
+  friend constexpr Duration operator-(Tick a, Tick b) {
+    return Duration::Nanos(a.nanos_ - b.nanos_);
+  }
   friend std::ostream& operator<<(std::ostream& out, Tick t) { return out << t.nanos_ << "ns"; }
 
  private:

@@ -3,7 +3,8 @@
 
 // Two generators, both pure values with the same output on every machine.
 //  - Rng: a seeded stream (SplitMix64) for simulation, tests and jitter.
-//  - Philox4x32: counter-based (Salmon et al., SC'11): the draw for (seed, position) needs no state, so a resumed
+//  - Philox4x32: counter-based (Salmon et al., SC'11): the draw for (seed, position) needs no
+//  state, so a resumed
 //    request draws what it would have drawn. 10 rounds.
 
 #include <array>

@@ -11,10 +11,10 @@
 #define BATON_CONCAT_INNER_(a, b) a##b
 #define BATON_CONCAT_(a, b) BATON_CONCAT_INNER_(a, b)
 
-#define BATON_RETURN_IF_ERROR(expression)                      \
-  do {                                                         \
-    absl::Status baton_status_ = (expression);                 \
-    if (!baton_status_.ok()) return baton_status_;             \
+#define BATON_RETURN_IF_ERROR(expression)          \
+  do {                                             \
+    absl::Status baton_status_ = (expression);     \
+    if (!baton_status_.ok()) return baton_status_; \
   } while (false)
 
 #define BATON_ASSIGN_OR_RETURN(lhs, expression) \

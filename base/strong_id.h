@@ -1,7 +1,8 @@
 #ifndef BATON_BASE_STRONG_ID_H_
 #define BATON_BASE_STRONG_ID_H_
 
-// An integer that only compares and hashes with its own kind, so that a page id cannot be passed for a rank.
+// An integer that only compares and hashes with its own kind, so that a page id cannot be passed
+// for a rank.
 //   struct PageIdTag;  using PageId = StrongId<PageIdTag, uint32_t>;
 
 #include <compare>
