@@ -1,0 +1,207 @@
+// StagingRing, and HandoffSender over the in-process transport.
+
+#include <algorithm>
+#include <deque>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "base/random.h"
+#include "gtest/gtest.h"
+#include "prefill_worker/handoff_sender.h"
+#include "prefill_worker/staging_ring.h"
+#include "tests/sim/stub_runner.h"
+#include "transport/inproc/inproc_transport.h"
+
+namespace baton::prefill_worker {
+namespace {
+
+TEST(StagingRingTest, BlocksNeverOverlapAndEmptyRingsTakeAnything) {
+  StagingRing ring(1000);
+  Rng rng(5);
+  struct Held {
+    uint64_t id;
+    std::span<std::byte> block;
+  };
+  std::vector<Held> held;
+  uint64_t id = 1;
+  int taken = 0;
+  for (int i = 0; i < 20'000; ++i) {
+    if (!held.empty() && rng.Chance(0.5)) {
+      const size_t at = rng.Below(held.size());
+      // What was written is still there.
+      for (const std::byte b : held[at].block) {
+        ASSERT_EQ(b, static_cast<std::byte>(held[at].id & 0xFF));
+      }
+      ring.GiveBack(held[at].id);
+      held.erase(held.begin() + static_cast<ptrdiff_t>(at));
+      continue;
+    }
+    const size_t bytes = 1 + rng.Below(held.empty() ? 1000 : 300);
+    const std::span<std::byte> block = ring.Take(bytes, id);
+    if (block.empty()) {
+      ASSERT_FALSE(held.empty());
+      continue;
+    }
+    ASSERT_EQ(block.size(), bytes);
+    std::fill(block.begin(), block.end(), static_cast<std::byte>(id & 0xFF));
+    held.push_back({id++, block});
+    ++taken;
+  }
+  EXPECT_EQ(ring.blocks_in_use(), held.size());
+  EXPECT_GT(taken, 1000);
+}
+
+constexpr int32_t kTokens = sim::kPageTokens * 3 + 2;  // four pages
+
+class HandoffSenderTest : public testing::Test {
+ protected:
+  HandoffSenderTest()
+      : runner_({.total_pages = 16}, nullptr),
+        prefill_(fabric_.NewEndpoint("prefill")),
+        decode_(fabric_.NewEndpoint("decode")) {}
+
+  void Create(HandoffSenderOptions options) {
+    auto sender = HandoffSender::Create(options, runner_, *prefill_);
+    ASSERT_TRUE(sender.ok()) << sender.status();
+    sender_ = std::move(*sender);
+  }
+
+  RequestKey Open(uint64_t request) {
+    const RequestKey key{RequestId(request), 0};
+    scheduler::OpenHandoff open{key, {}};
+    open.landing.epoch = Epoch(request + 100);
+    open.landing.transport_address = decode_->address();
+    open.landing.pages.resize(4);
+    sender_->Open(open);
+    return key;
+  }
+
+  scheduler::HandoffSlice Slice(RequestKey key) {
+    scheduler::HandoffSlice slice;
+    slice.key = key;
+    slice.pages = {PageId(3), PageId(5), PageId(0), PageId(9)};
+    slice.token_count = kTokens;
+    slice.last = true;
+    return slice;
+  }
+
+  void Pass(std::vector<scheduler::HandoffSlice> slices) {
+    sender_->BeginPass(std::move(slices));
+    for (int32_t layer = 0; layer < sim::kLayers; ++layer) {
+      sender_->OnLayerWritten(layer);
+      sender_->CheckInvariants();
+    }
+    sender_->EndPass();
+  }
+
+  // What has arrived at decode since the last time.
+  std::vector<transport::KvMessageHeader> Arrived() {
+    std::vector<transport::KvEvent> events;
+    decode_->Poll(&events, 1000);
+    std::vector<transport::KvMessageHeader> headers;
+    for (const auto& event : events) {
+      if (event.kind == transport::KvEventKind::kReceived) headers.push_back(event.header);
+    }
+    return headers;
+  }
+
+  sim::StubRunner runner_;
+  transport::InprocFabric fabric_;
+  std::unique_ptr<transport::KvTransport> prefill_;
+  std::unique_ptr<transport::KvTransport> decode_;
+  std::unique_ptr<HandoffSender> sender_;
+};
+
+TEST_F(HandoffSenderTest, EveryPageOfEveryLayerIsSentOnce) {
+  HandoffSenderOptions options;
+  options.max_message_bytes = sizeof(uint64_t) * sim::kPageTokens * 3;  // three pages
+  Create(options);
+  Pass({Slice(Open(1))});
+  const auto finished = sender_->TakeFinished();
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_TRUE(finished[0].status.ok());
+  EXPECT_EQ(finished[0].messages_posted, 2u * sim::kLayers);
+  EXPECT_EQ(finished[0].bytes_posted, sizeof(uint64_t) * kTokens * sim::kLayers);
+  std::set<std::pair<uint32_t, uint32_t>> pages;
+  for (const auto& header : Arrived()) {
+    EXPECT_EQ(header.epoch, 101u);
+    for (uint32_t p = 0; p < header.page_count; ++p) {
+      EXPECT_TRUE(pages.insert({header.layer, header.first_page + p}).second);
+    }
+  }
+  EXPECT_EQ(pages.size(), 4u * sim::kLayers);
+}
+
+TEST_F(HandoffSenderTest, FullRingMakesABacklogThatIsWorkedOff) {
+  HandoffSenderOptions options;
+  options.staging_bytes = sizeof(uint64_t) * sim::kPageTokens;  // one page
+  Create(options);
+  Pass({Slice(Open(1))});
+  size_t arrived = Arrived().size();
+  for (int round = 0; round < 100 && sender_->has_backlog(); ++round) {
+    sender_->Progress();
+    sender_->CheckInvariants();
+    arrived += Arrived().size();
+  }
+  EXPECT_FALSE(sender_->has_backlog());
+  EXPECT_EQ(arrived, 4u * sim::kLayers);
+  ASSERT_EQ(sender_->TakeFinished().size(), 1u);
+}
+
+TEST_F(HandoffSenderTest, AbortedCallSendsNothingMore) {
+  HandoffSenderOptions options;
+  options.staging_bytes = sizeof(uint64_t) * sim::kPageTokens;
+  Create(options);
+  const RequestKey key = Open(1);
+  Pass({Slice(key)});
+  ASSERT_TRUE(sender_->has_backlog());
+  sender_->Abort(key);
+  sender_->CheckInvariants();
+  EXPECT_FALSE(sender_->has_backlog());
+  EXPECT_TRUE(sender_->TakeFinished().empty());
+}
+
+TEST_F(HandoffSenderTest, LostPeerFailsItsCallsAndTheNextOneConnectsAnew) {
+  HandoffSenderOptions options;
+  options.staging_bytes = sizeof(uint64_t) * sim::kPageTokens;
+  Create(options);
+  const RequestKey key = Open(1);
+  Pass({Slice(key)});
+  ASSERT_TRUE(sender_->has_backlog());
+  decode_ = fabric_.NewEndpoint("decode");  // the old one is gone
+  for (int round = 0; round < 10; ++round) sender_->Progress();
+  const auto finished = sender_->TakeFinished();
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_EQ(finished[0].key, key);
+  EXPECT_FALSE(finished[0].status.ok());
+  sender_->CheckInvariants();
+  EXPECT_FALSE(sender_->has_posts_in_flight());
+
+  Pass({Slice(Open(2))});
+  for (int round = 0; round < 100 && sender_->has_backlog(); ++round) {
+    sender_->Progress();
+    Arrived();
+  }
+  ASSERT_EQ(sender_->TakeFinished().size(), 1u);
+}
+
+TEST_F(HandoffSenderTest, AddressOfAnotherTransportFailsTheCall) {
+  Create({});
+  scheduler::OpenHandoff open{{RequestId(1), 0}, {}};
+  open.landing.transport_address = "carrier pigeon";
+  sender_->Open(open);
+  ASSERT_TRUE(sender_->has_finished());
+  EXPECT_EQ(sender_->TakeFinished()[0].status.code(), absl::StatusCode::kInvalidArgument);
+  sender_->CheckInvariants();
+}
+
+TEST_F(HandoffSenderTest, PageThatFitsNoMessageIsRefusedAtTheStart) {
+  HandoffSenderOptions options;
+  options.max_message_bytes = 8;
+  const auto sender = HandoffSender::Create(options, runner_, *prefill_);
+  EXPECT_EQ(sender.status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace baton::prefill_worker
