@@ -1,7 +1,7 @@
 """Makes tests/data/models: small random checkpoints and what the Hugging Face library computes from them.
 
   make_golden.py --out tests/data/models            all checkpoints of cases.py with their golden.safetensors
-  make_golden.py --model models/demo --text README.md --out tests/data/demo/golden.safetensors
+  make_golden.py --model models/demo --text docs/architecture.md --out tests/data/demo/golden.safetensors
                                                     the same of an existing checkpoint, prompts cut from a text
 
 See README.md for what the files hold and how prompts are chosen. Deterministic: same versions, same bytes.
@@ -61,9 +61,7 @@ def choose(model, prompts, rows, same_experts):
     generator = torch.Generator().manual_seed(7)
     for i in leads.min(1).values.argsort(descending=True).tolist():
         differences = []
-        for draw in range(DRAWS + 1):
-            exact, agrees, flipped, difference = oracle.judge(
-                model, prompts[i], tokens[i], None if draw == 0 else generator)
+        for agrees, flipped, difference in oracle.judge(model, prompts[i], tokens[i], [None] + DRAWS * [generator]):
             differences.append(difference)
             stable = agrees
             if same_experts:
@@ -73,7 +71,8 @@ def choose(model, prompts, rows, same_experts):
         if stable:
             print(f"    length {prompts.shape[1]:3d}: smallest lead {leads[i].min():.4f}, largest difference "
                   f"rounded to nearest {differences[0]:.4f}, at random {max(differences[1:]):.4f}", flush=True)
-            return prompts[i], tokens[i], exact
+            logits, _ = oracle.all_logits(model, torch.cat([prompts[i], tokens[i][:-1]]))
+            return prompts[i], tokens[i], logits
     raise RuntimeError(f"no prompt of length {prompts.shape[1]} is stable; try another seed")
 
 

@@ -94,16 +94,17 @@ def rounded(model, generator):
             hook.remove()
 
 
-def judge(model, prompt, tokens, generator):
-    """How the oracle with BF16 activations departs from float32 on prompt + tokens: the float32 logits of all rows, do
-    the greedy tokens agree, in which rows do the chosen experts differ, and the largest logit difference over the
-    greedy rows in units of a row's deviation."""
+def judge(model, prompt, tokens, generators):
+    """How the oracle with BF16 activations departs from float32 on prompt + tokens, once for each generator (None: rounded
+    to nearest). Yields whether the greedy tokens agree, the rows whose chosen experts differ, and the largest logit
+    difference over the greedy rows in units of a row's deviation. Lazy: a caller that has seen enough pays no more."""
     sequence = torch.cat([prompt, tokens[:-1]])
-    exact, exact_experts = all_logits(model, sequence)
-    with rounded(model, generator):
-        short, short_experts = all_logits(model, sequence)
     greedy_rows = slice(len(prompt) - 1, None)
-    agrees = torch.equal(short[greedy_rows].argmax(-1), tokens)
-    flipped = (exact_experts != short_experts).flatten(1).any(-1)
-    difference = ((exact - short)[greedy_rows].abs().amax(-1) / exact[greedy_rows].std(-1)).max().item()
-    return exact, agrees, flipped, difference
+    exact, exact_experts = all_logits(model, sequence)
+    for generator in generators:
+        with rounded(model, generator):
+            short, short_experts = all_logits(model, sequence)
+        agrees = torch.equal(short[greedy_rows].argmax(-1), tokens)
+        flipped = (exact_experts != short_experts).flatten(1).any(-1)
+        difference = ((exact - short)[greedy_rows].abs().amax(-1) / exact[greedy_rows].std(-1)).max().item()
+        yield agrees, flipped, difference
