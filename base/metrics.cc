@@ -73,7 +73,6 @@ constexpr MetricSpec kSpecs[] = {
     {"baton_output_tokens_total", kC, "Output tokens delivered to clients.", ""},
     {"baton_router_queue_requests", kG, "Requests that wait in the router for a worker.", ""},
     {"baton_router_inflight_requests", kG, "Requests dispatched to workers and not ended.", ""},
-    {"baton_router_step_seconds", kH, "Duration of one router step.", "", kStepSeconds},
     // Workers
     {"baton_running_requests", kG, "Requests in a worker's running batch.", "role"},
     {"baton_kv_pages_capacity", kG, "KV pages that a worker has.", "role"},
@@ -326,7 +325,6 @@ class MetricsBinder {
     Bind(router.output_tokens_total, "baton_output_tokens_total");
     Bind(router.queue_requests, "baton_router_queue_requests");
     Bind(router.inflight_requests, "baton_router_inflight_requests");
-    Bind(router.step_seconds, "baton_router_step_seconds");
   }
 
   void Bind(PrefillMetrics& prefill) {

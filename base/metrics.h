@@ -138,7 +138,6 @@ struct RouterMetrics {
   CounterHandle output_tokens_total;
   GaugeHandle queue_requests;
   GaugeHandle inflight_requests;
-  HistogramHandle step_seconds;
 };
 
 // What prefill and decode workers both show, told apart by the label `role`.
