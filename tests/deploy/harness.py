@@ -31,11 +31,11 @@ def main():
 
 
 def baton():
-    return _args.baton
+    return str(pathlib.Path(_args.baton).resolve())
 
 
 def source():
-    return pathlib.Path(_args.source)
+    return pathlib.Path(_args.source).resolve()
 
 
 def tool(name):
