@@ -226,6 +226,9 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
     metrics_.preemptions_total.Add(report.preempted);
     metrics_.handoff_received_bytes_total.Add(static_cast<double>(landing.bytes));
     metrics_.handoff_received_messages_total.Add(landing.messages);
+    for (Duration handoff : landing.handoffs) {
+      metrics_.handoff_seconds.Observe(handoff.seconds());
+    }
     const auto& failures = metrics_.handoff_failures_total;
     failures[HandoffFailure::kEpoch].Add(landing.unknown_epoch);
     failures[HandoffFailure::kChecksum].Add(landing.bad_checksum);

@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "base/bounded_queue.h"
 #include "base/status_macros.h"
 #include "base/thread.h"
 #include "model/metered_runner.h"
@@ -234,12 +235,17 @@ class PrefillWorkerImpl final : public PrefillWorker, public PrefillOutbox, publ
                                                       *transport_, queue_, *this, *this));
     sessions_.SetStatus(loop_->initial_status());
     thread_.emplace("prefill", [this] { loop_->RunUntil(stop_); });
+    if (options_.poll_interval > Duration()) {
+      poller_.emplace("prefill-poll", [this] { WakeUntilStopped(); });
+    }
     return absl::OkStatus();
   }
 
   ~PrefillWorkerImpl() override {
     stop_.store(true, std::memory_order_release);
     queue_.Wake();
+    stopped_.Wake();
+    poller_.reset();
     thread_.reset();
     inbox_.Close();
   }
@@ -273,6 +279,7 @@ class PrefillWorkerImpl final : public PrefillWorker, public PrefillOutbox, publ
     metrics_.worker.running_requests.Set(report.running);
     metrics_.worker.kv_pages_capacity.Set(report.total_pages);
     metrics_.worker.kv_pages_used.Set(report.total_pages - report.free_pages);
+    metrics_.queue_requests.Set(report.waiting);
     metrics_.queue_tokens.Set(static_cast<double>(report.queued_tokens));
     metrics_.tokens_total.Add(report.rows);
     metrics_.handoff_sent_bytes_total.Add(static_cast<double>(report.handoff_bytes));
@@ -285,6 +292,13 @@ class PrefillWorkerImpl final : public PrefillWorker, public PrefillOutbox, publ
   }
 
  private:
+  void WakeUntilStopped() {
+    while (!stop_.load(std::memory_order_acquire)) {
+      stopped_.WaitFor(options_.poll_interval);
+      queue_.Wake();
+    }
+  }
+
   const PrefillWorkerOptions options_;
   const PrefillMetrics metrics_;
   Clock& clock_;
@@ -302,7 +316,9 @@ class PrefillWorkerImpl final : public PrefillWorker, public PrefillOutbox, publ
   std::atomic<bool> drained_{false};
   mutable std::mutex report_mutex_;
   scheduler::PrefillReport report_;  // guarded by report_mutex_
+  BoundedQueue<int> stopped_{1};     // nothing but a wake-up for poller_
   std::optional<Thread> thread_;
+  std::optional<Thread> poller_;
 };
 
 }  // namespace

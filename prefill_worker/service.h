@@ -27,6 +27,9 @@ struct PrefillWorkerOptions {
   scheduler::WorkerIdentity identity;
   PrefillLoopOptions loop;
   size_t inbox_capacity = 4096;
+  // > 0: the transport is polled at least this often. For one that holds messages back without
+  // waking the loop when they are due (transport/faulty with a clock).
+  Duration poll_interval;
 };
 
 class PrefillWorker {

@@ -48,11 +48,13 @@ class EmbeddedImpl final : public Embedded {
     const scheduler::WorkerIdentity prefill = IdentityOf("prefill", kPrefillAddress, parts);
     const scheduler::WorkerIdentity decode = IdentityOf("decode", kDecodeAddress, parts);
 
-    BATON_ASSIGN_OR_RETURN(prefill_,
-                           prefill_worker::PrefillWorker::Start(
-                               {.identity = prefill, .loop = parts.prefill}, clock,
-                               std::move(parts.prefill_runner), std::move(parts.prefill_transport),
-                               metrics.prefill(), log.With({{"component", "prefill"}})));
+    BATON_ASSIGN_OR_RETURN(
+        prefill_, prefill_worker::PrefillWorker::Start(
+                      {.identity = prefill,
+                       .loop = parts.prefill,
+                       .poll_interval = parts.prefill_poll_interval},
+                      clock, std::move(parts.prefill_runner), std::move(parts.prefill_transport),
+                      metrics.prefill(), log.With({{"component", "prefill"}})));
     BATON_ASSIGN_OR_RETURN(prefill_host_, GrpcHost::Start({}, {prefill_->service()}));
 
     const auto to_prefill = [this](const std::string&) {

@@ -31,6 +31,7 @@ struct EmbeddedParts {
   std::unique_ptr<transport::KvTransport> prefill_transport;
   std::unique_ptr<transport::KvTransport> decode_transport;
   prefill_worker::PrefillLoopOptions prefill;
+  Duration prefill_poll_interval;  // see PrefillWorkerOptions
   decode_worker::DecodeLoopOptions decode;
   RouterServerOptions router;  // its identity and lists of workers are filled in here
   std::string grpc_address;    // host:port; empty: only Channel() reaches the server

@@ -23,13 +23,14 @@ absl::StatusOr<int> Prefill(const CommandContext& context) {
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<transport::KvTransport> transport,
                          MakeProcessTransport(config, clock, context.log));
   Metrics metrics(MetricsOptionsFor(config, files.description));
-  BATON_ASSIGN_OR_RETURN(
-      const std::unique_ptr<prefill_worker::PrefillWorker> worker,
-      prefill_worker::PrefillWorker::Start(
-          {.identity =
-               IdentityFor("prefill", config.prefill().address(), config, files.description),
-           .loop = PrefillLoopOptionsFor(config)},
-          *clock, std::move(runner), std::move(transport), metrics.prefill(), context.log));
+  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<prefill_worker::PrefillWorker> worker,
+                         prefill_worker::PrefillWorker::Start(
+                             {.identity = IdentityFor("prefill", config.prefill().address(), config,
+                                                      files.description),
+                              .loop = PrefillLoopOptionsFor(config),
+                              .poll_interval = FaultPollInterval(config)},
+                             *clock, std::move(runner), WithFaults(config, std::move(transport)),
+                             metrics.prefill(), context.log));
 
   RoleProcess role;
   role.grpc_address = config.prefill().address();

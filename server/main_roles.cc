@@ -14,6 +14,7 @@
 #include "server/http_server.h"
 #include "server/main_model.h"
 #include "server/operator_pages.h"
+#include "transport/faulty/faulty_transport.h"
 #include "transport/inproc/inproc_transport.h"
 #include "transport/ucx/ucx_transport.h"
 
@@ -128,6 +129,30 @@ absl::StatusOr<std::unique_ptr<transport::KvTransport>> MakeProcessTransport(
   return ucx;
 }
 
+std::unique_ptr<transport::KvTransport> WithFaults(
+    const Config& config, std::unique_ptr<transport::KvTransport> transport) {
+  const v1::Faults& faults = config.handoff().faults();
+  transport::FaultyOptions options;
+  options.seed = faults.seed();
+  options.rates.drop = faults.drop();
+  options.rates.delay = faults.delay();
+  options.rates.reorder = faults.reorder();
+  options.rates.duplicate = faults.duplicate();
+  options.rates.corrupt_payload = faults.corrupt() / 2;
+  options.rates.corrupt_header = faults.corrupt() / 2;
+  options.rates.cut = faults.cut();
+  options.clock = std::make_shared<MonotonicClock>();
+  options.max_delay = Duration::Millis(faults.delay_ms());
+  if (FaultPollInterval(config) == Duration()) return transport;
+  return std::make_unique<transport::FaultyTransport>(std::move(transport), options);
+}
+
+Duration FaultPollInterval(const Config& config) {
+  const v1::Faults& f = config.handoff().faults();
+  const double sum = f.drop() + f.delay() + f.reorder() + f.duplicate() + f.corrupt() + f.cut();
+  return sum > 0 ? Duration::Millis(1) : Duration();
+}
+
 absl::StatusOr<EmbeddedParts> MakeEmbeddedParts(const Config& config, const ModelFiles& files) {
   EmbeddedParts parts;
   parts.model = files.description;
@@ -147,6 +172,8 @@ absl::StatusOr<EmbeddedParts> MakeEmbeddedParts(const Config& config, const Mode
     parts.prefill_transport = fabric.NewEndpoint("prefill-0");
     parts.decode_transport = fabric.NewEndpoint("decode-0");
   }
+  parts.prefill_transport = WithFaults(config, std::move(parts.prefill_transport));
+  parts.prefill_poll_interval = FaultPollInterval(config);
   parts.prefill = PrefillLoopOptionsFor(config);
   parts.decode = DecodeLoopOptionsFor(config, files.description);
   parts.router = RouterServerOptionsFor(config);

@@ -46,9 +46,15 @@ decode_worker::DecodeLoopOptions DecodeLoopOptionsFor(const Config& config,
 RouterServerOptions RouterServerOptionsFor(const Config& config);
 MetricsOptions MetricsOptionsFor(const Config& config, const ModelDescription& model);
 
-// The transport of a worker process, with the configured faults.
+// The transport of a worker process.
 absl::StatusOr<std::unique_ptr<transport::KvTransport>> MakeProcessTransport(
     const Config& config, std::shared_ptr<Clock> clock, const Log& log);
+
+// `transport`, harmed as handoff.faults says: for the side that sends.
+std::unique_ptr<transport::KvTransport> WithFaults(
+    const Config& config, std::unique_ptr<transport::KvTransport> transport);
+// How often a prefill worker polls a transport that may hold messages back; zero without faults.
+Duration FaultPollInterval(const Config& config);
 
 // Everything that Embedded needs, with both workers' runners and an in-process transport.
 absl::StatusOr<EmbeddedParts> MakeEmbeddedParts(const Config& config, const ModelFiles& files);

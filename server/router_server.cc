@@ -85,7 +85,9 @@ class RouterServerImpl final : public RouterServer, public FrontendOutbox, publi
     metrics_.inflight_requests.Set(report.running);
     metrics_.retries_total[RetryCause::kRefused].Add(report.refusals);
     metrics_.retries_total[RetryCause::kPreempted].Add(report.preemptions);
-    metrics_.retries_total[RetryCause::kHandoff].Add(report.retries);
+    const uint32_t lost = report.decode_losses + report.prefill_losses;
+    metrics_.retries_total[RetryCause::kWorkerLost].Add(lost);
+    metrics_.retries_total[RetryCause::kHandoff].Add(report.retries - lost);
     {
       std::lock_guard<std::mutex> lock(mutex_);
       const bool was_ready = IsReady(report_);

@@ -1,0 +1,81 @@
+#ifndef BATON_TESTS_E2E_PROCESS_H_
+#define BATON_TESTS_E2E_PROCESS_H_
+
+// The `baton` command as child processes, for tests: started with port 0, found by their port
+// files, killed at the end of the test whatever happens.
+
+#include <sys/types.h>
+
+#include <string>
+#include <vector>
+
+namespace baton::e2e {
+
+// A directory that goes with its object.
+class ScratchDirectory {
+ public:
+  ScratchDirectory();
+  ~ScratchDirectory();
+  std::string File(const std::string& name) const { return path_ + "/" + name; }
+
+ private:
+  std::string path_;
+};
+
+class BatonProcess {
+ public:
+  // Runs `baton arguments...`; standard error goes to a file in `scratch`. `name` tells the
+  // processes of a test apart.
+  BatonProcess(const ScratchDirectory& scratch, const std::string& name,
+               std::vector<std::string> arguments);
+  ~BatonProcess();  // kills it, if it still runs
+  BatonProcess(const BatonProcess&) = delete;
+
+  // Waits for the port file; false when the process ended or a minute has passed.
+  bool WaitForPorts();
+  int grpc_port() const { return grpc_port_; }
+  int http_port() const { return http_port_; }
+  std::string grpc_address() const { return "127.0.0.1:" + std::to_string(grpc_port_); }
+
+  void Signal(int signal);
+  // The exit code, 128 + signal when it was killed; -1 when it still runs after a minute.
+  int Wait();
+
+  std::string Log() const;  // its standard error so far
+
+ private:
+  const std::string port_file_;
+  const std::string log_file_;
+  pid_t pid_ = -1;
+  int grpc_port_ = 0;
+  int http_port_ = 0;
+};
+
+// Runs `baton arguments...` to its end; its standard output. The exit code goes to `code`.
+std::string RunBaton(const ScratchDirectory& scratch, const std::vector<std::string>& arguments,
+                     int* code);
+
+// The body of http://127.0.0.1:port/path, empty when there is none.
+std::string HttpGet(int port, const std::string& path);
+
+// The value of a series in a /metrics page; -1 when it is not there.
+double MetricValue(const std::string& page, const std::string& series);
+
+// Calls `done` until it is true; false after `seconds`.
+template <typename Done>
+bool Eventually(double seconds, Done done);
+
+void PauseMillis(int millis);
+
+template <typename Done>
+bool Eventually(double seconds, Done done) {
+  for (int i = 0; i < static_cast<int>(seconds * 100); ++i) {
+    if (done()) return true;
+    PauseMillis(10);
+  }
+  return done();
+}
+
+}  // namespace baton::e2e
+
+#endif  // BATON_TESTS_E2E_PROCESS_H_
