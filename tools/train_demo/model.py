@@ -15,6 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 
+BEGIN, END = 0, 1  # token ids: pages of the corpus start with BEGIN; where the next page would start, the model says END
+
+
 @dataclasses.dataclass
 class Config:
     vocab: int = 4096
@@ -415,13 +418,14 @@ class Model(nn.Module):
     def losses(self, tokens, mtp_rows):
         """Mean next-token loss of tokens [B, T + 2], and the MTP layer's next-but-one-token loss of the first rows."""
         hidden = self.hidden(tokens[:, :-2])
-        main = token_loss(self.logits(hidden), tokens[:, 1:-1])
+        targets = torch.where(tokens == BEGIN, END, tokens)  # what a page's last position is to say
+        main = token_loss(self.logits(hidden), targets[:, 1:-1])
         if not mtp_rows or not self.config.mtp_layers:
             return main, torch.zeros(())
         length, tokens = hidden.shape[1], tokens[:mtp_rows]
         embedding = F.embedding(tokens[:, 1:-1], self.model.embed_tokens.weight)
         further = self.model.layers[-1](hidden[:mtp_rows], embedding, self.cos[:length], self.sin[:length])
-        return main, token_loss(self.logits(further), tokens[:, 2:])
+        return main, token_loss(self.logits(further), targets[:mtp_rows, 2:])
 
 
 class TokenLoss(torch.autograd.Function):

@@ -1,12 +1,13 @@
 """Trains the demo model. Resumes from WORK_DIR/checkpoint.pt when that exists.
 
-    OMP_NUM_THREADS=1 python train.py --work WORK_DIR --steps 3000
+    OMP_NUM_THREADS=1 python train.py --work WORK_DIR --steps 1410
 
 Muon (https://kellerjordan.github.io/posts/muon/) for the matrices of attention and MLPs, AdamW for embedding, head,
-norms and router; constant learning rate, then linear decay to zero. Experts are balanced without an auxiliary loss
-(arXiv 2408.15664): after each step the selection bias of an expert with too many tokens goes down, of one with too
-few up. The last --long-steps steps use sequences of --long-length tokens, so that every position of the model's
-context has been seen. The run is deterministic for one thread on one kind of processor.
+norms and router; a learning rate that is linear between given steps (--lr-knots). Experts are balanced without an
+auxiliary loss (arXiv 2408.15664): after each step the selection bias of an expert with too many tokens goes down, of
+one with too few up; a tiny auxiliary loss (--balance-weight) keeps single sequences from going astray. The last
+--long-steps steps use sequences of --long-length tokens. The run is deterministic for one thread on one kind of
+processor.
 """
 
 import argparse
@@ -98,9 +99,13 @@ class Batches:
         return torch.from_numpy(out.astype(np.int64))
 
 
-def lr_scale(step, steps, warmup, decay_share):
-    decay = steps * decay_share
-    return min((step + 1) / warmup, 1.0, (steps - step) / decay)
+def lr_scale(step, knots):
+    """Learning rate of step `step` relative to the base rates: linear between knots (step, scale)."""
+    return float(np.interp(step + 1, *zip(*knots)))
+
+
+def parse_knots(text):
+    return [(int(step), float(scale)) for step, scale in (knot.split(":") for knot in text.split(","))]
 
 
 @torch.no_grad()
@@ -152,21 +157,24 @@ def update_biases(net, speed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=pathlib.Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1410)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--long-steps", type=int, default=100)
-    parser.add_argument("--long-length", type=int, default=2048)
+    parser.add_argument("--long-steps", type=int, default=110)
+    parser.add_argument("--long-length", type=int, default=512)
     parser.add_argument("--micro-tokens", type=int, default=4096)
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--table-lr", type=float, default=0.004)
     parser.add_argument("--vector-lr", type=float, default=0.004)
-    parser.add_argument("--decay-share", type=float, default=0.8)
+    parser.add_argument("--lr-knots", default="0:0,40:1,600:1,1000:0.8333,1300:0.3343,1411:0",
+                        help="step:scale,...; linear between")
+    parser.add_argument("--mtp-switch", type=int, default=1000, help="step from which the MTP loss weighs 0.1, not 0.3")
     parser.add_argument("--balance-weight", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
+    knots = parse_knots(args.lr_knots)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
 
@@ -197,7 +205,7 @@ def main():
     short_steps = args.steps - args.long_steps
     for step in range(start, args.steps):
         began = time.monotonic()
-        scale = lr_scale(step, args.steps, 40, args.decay_share)
+        scale = lr_scale(step, knots)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * scale
@@ -205,7 +213,7 @@ def main():
             tokens = train.get(step, args.rows, args.length)
         else:
             tokens = train.get(step - short_steps, args.rows * args.length // args.long_length, args.long_length)
-        mtp_weight = 0.3 if step < 0.6 * args.steps else 0.1
+        mtp_weight = 0.3 if step < args.mtp_switch else 0.1
         losses = train_step(net, optimizers, tokens, args, mtp_weight)
         load = update_biases(net, 0.005 * min(1.0, scale) if step >= 40 else 0.01)
         held = ""
