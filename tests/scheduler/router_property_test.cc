@@ -30,24 +30,39 @@ TokenId TokenAt(RequestId id, size_t index) {
   return static_cast<TokenId>((id.value() * 31 + index * 7) % 1000);
 }
 
-std::string RunRouter(uint64_t seed) {
-  Rng rng(seed);
-  RouterOptions options;
-  options.max_queued = 12;
-  options.max_requeues = 6;
-  options.reserve_output_tokens = 4;
-  options.release_timeout = Duration::Millis(100);
-  options.no_workers_timeout = Duration::Millis(200);
-  Harness<Router, RouterEvent, RouterActionSink> h(options);
-  std::string log;
-  std::map<WorkerId, FakeRank> ranks;
-  std::set<WorkerId> prefill;
-  std::map<RequestId, int> results;
-  std::map<RequestId, size_t> delivered;
-  uint64_t next = 1;
-  WorkerIdentity identity;
-  identity.page_tokens = 4;
-  const auto update = [&](WorkerId id, FakeRank& rank) {
+class RouterRun {
+ public:
+  explicit RouterRun(uint64_t seed) : rng(seed), h(Options()) { identity.page_tokens = 4; }
+
+  std::string Run() {
+    for (int step = 0; step < kSteps; ++step) {
+      std::vector<RouterEvent> events;
+      for (uint64_t i = rng.Below(4); i > 0; --i) AddEvent(events);
+      h.StepAfter(Duration::Micros(static_cast<int64_t>(rng.Below(3000))), events);
+      Log(h.sink, &log);
+      Check();
+    }
+    h.StepAfter(Duration::Millis(500));  // every deadline passes
+    for (const RequestResult& result : h.All<RequestResult>()) ++results[result.id];
+    h.StepAfter(Duration::Millis(500));  // and every wait for a release
+    for (const auto& [id, count] : results) EXPECT_EQ(count, 1) << id;
+    EXPECT_EQ(h.sink.report.releasing, 0);
+    return log;
+  }
+
+ private:
+  static RouterOptions Options() {
+    RouterOptions options;
+    options.max_queued = 12;
+    options.max_requeues = 6;
+    options.reserve_output_tokens = 4;
+    options.release_timeout = Duration::Millis(100);
+    options.no_workers_timeout = Duration::Millis(200);
+    return options;
+  }
+
+  // What the rank says next: a few tokens, an end, a release.
+  DecodeUpdated Update(WorkerId id, FakeRank& rank) {
     DecodeUpdated event;
     event.worker = id;
     event.received_at = h.now;
@@ -90,66 +105,72 @@ std::string RunRouter(uint64_t seed) {
     event.update.status.free_pages = static_cast<int32_t>(rng.Below(41));
     event.update.status.draining = rng.Chance(0.05);
     return event;
-  };
-  for (int step = 0; step < kSteps; ++step) {
-    std::vector<RouterEvent> events;
-    for (uint64_t i = rng.Below(4); i > 0; --i) {
-      const WorkerId rank(static_cast<uint32_t>(1 + rng.Below(3)));
-      const WorkerId worker(static_cast<uint32_t>(11 + rng.Below(3)));
-      switch (rng.Below(9)) {
-        case 0:
-        case 1: {
-          Arrived arrived;
-          arrived.id = RequestId(next++);
-          arrived.prompt.assign(1 + rng.Below(120), 1);
-          arrived.sampling.max_tokens = 1 + static_cast<int32_t>(rng.Below(60));
-          arrived.arrived_at = h.now;
-          arrived.deadline = h.now + Duration::Millis(static_cast<int64_t>(1 + rng.Below(400)));
-          results.emplace(arrived.id, 0);
-          events.push_back(arrived);
-          break;
-        }
-        case 2:
-          events.push_back(ClientCancelled{RequestId(1 + rng.Below(next))});
-          break;
-        case 3: {
-          if (ranks.contains(rank) && rng.Chance(0.9)) break;
-          ranks[rank] = FakeRank{3, 0, {}};
-          DecodeStatus status;
-          status.credits_granted = 3;
-          status.total_pages = 40;
-          status.free_pages = 40;
-          events.push_back(DecodeJoined{rank, identity, status});
-          break;
-        }
-        case 4:
-          if (rng.Chance(0.9)) break;
-          ranks.erase(rank);
-          events.push_back(DecodeLost{rank, absl::UnavailableError("r")});
-          break;
-        case 5:
-          if (prefill.contains(worker) && rng.Chance(0.05)) {
-            prefill.erase(worker);
-            events.push_back(PrefillLost{worker, absl::UnavailableError("r")});
-          } else {
-            PrefillStatus status;
-            status.total_pages = 40;
-            status.free_pages = static_cast<int32_t>(rng.Below(41));
-            status.slots = 3;
-            if (prefill.insert(worker).second) {
-              events.push_back(
-                  PrefillJoined{worker, absl::StrCat("p", worker.value()), identity, status});
-            } else {
-              events.push_back(PrefillUpdated{worker, status});
-            }
-          }
-          break;
-        default:
-          if (ranks.contains(rank)) events.push_back(update(rank, ranks[rank]));
+  }
+
+  void AddEvent(std::vector<RouterEvent>& events) {
+    const WorkerId rank(static_cast<uint32_t>(1 + rng.Below(3)));
+    const WorkerId worker(static_cast<uint32_t>(11 + rng.Below(3)));
+    switch (rng.Below(9)) {
+      case 0:
+      case 1:
+        return AddArrival(events);
+      case 2:
+        events.push_back(ClientCancelled{RequestId(1 + rng.Below(next))});
+        break;
+      case 3:
+        return JoinDecode(rank, events);
+      case 4:
+        if (rng.Chance(0.9)) break;
+        ranks.erase(rank);
+        events.push_back(DecodeLost{rank, absl::UnavailableError("r")});
+        break;
+      case 5:
+        return ChangePrefill(worker, events);
+      default:
+        if (ranks.contains(rank)) events.push_back(Update(rank, ranks[rank]));
+    }
+  }
+
+  void AddArrival(std::vector<RouterEvent>& events) {
+    Arrived arrived;
+    arrived.id = RequestId(next++);
+    arrived.prompt.assign(1 + rng.Below(120), 1);
+    arrived.sampling.max_tokens = 1 + static_cast<int32_t>(rng.Below(60));
+    arrived.arrived_at = h.now;
+    arrived.deadline = h.now + Duration::Millis(static_cast<int64_t>(1 + rng.Below(400)));
+    results.emplace(arrived.id, 0);
+    events.push_back(arrived);
+  }
+
+  void JoinDecode(WorkerId rank, std::vector<RouterEvent>& events) {
+    if (ranks.contains(rank) && rng.Chance(0.9)) return;
+    ranks[rank] = FakeRank{3, 0, {}};
+    DecodeStatus status;
+    status.credits_granted = 3;
+    status.total_pages = 40;
+    status.free_pages = 40;
+    events.push_back(DecodeJoined{rank, identity, status});
+  }
+
+  void ChangePrefill(WorkerId worker, std::vector<RouterEvent>& events) {
+    if (prefill.contains(worker) && rng.Chance(0.05)) {
+      prefill.erase(worker);
+      events.push_back(PrefillLost{worker, absl::UnavailableError("r")});
+    } else {
+      PrefillStatus status;
+      status.total_pages = 40;
+      status.free_pages = static_cast<int32_t>(rng.Below(41));
+      status.slots = 3;
+      if (prefill.insert(worker).second) {
+        events.push_back(
+            PrefillJoined{worker, absl::StrCat("p", worker.value()), identity, status});
+      } else {
+        events.push_back(PrefillUpdated{worker, status});
       }
     }
-    h.StepAfter(Duration::Micros(static_cast<int64_t>(rng.Below(3000))), events);
-    Log(h.sink, &log);
+  }
+
+  void Check() {
     for (const EmitTokens& emit : h.All<EmitTokens>()) {
       EXPECT_EQ(results[emit.id], 0);
       for (const SampledToken& token : emit.tokens) {
@@ -179,18 +200,22 @@ std::string RunRouter(uint64_t seed) {
     }
     EXPECT_EQ(h.sink.report.token_conflicts, 0u);
   }
-  h.StepAfter(Duration::Millis(500));  // every deadline passes
-  for (const RequestResult& result : h.All<RequestResult>()) ++results[result.id];
-  h.StepAfter(Duration::Millis(500));  // and every wait for a release
-  for (const auto& [id, count] : results) EXPECT_EQ(count, 1) << id;
-  EXPECT_EQ(h.sink.report.releasing, 0);
-  return log;
-}
+
+  Rng rng;
+  Harness<Router, RouterEvent, RouterActionSink> h;
+  std::string log;
+  std::map<WorkerId, FakeRank> ranks;
+  std::set<WorkerId> prefill;
+  std::map<RequestId, int> results;
+  std::map<RequestId, size_t> delivered;
+  uint64_t next = 1;
+  WorkerIdentity identity;
+};
 
 class RouterPropertyTest : public testing::TestWithParam<uint64_t> {};
 
 TEST_P(RouterPropertyTest, PromisesHoldAndDecisionsRepeat) {
-  EXPECT_EQ(RunRouter(GetParam()), RunRouter(GetParam()));
+  EXPECT_EQ(RouterRun(GetParam()).Run(), RouterRun(GetParam()).Run());
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, RouterPropertyTest, testing::Range<uint64_t>(1, 21));
