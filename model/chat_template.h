@@ -27,7 +27,7 @@ class ChatTemplate {
  public:
   static constexpr size_t kMaxSourceBytes = size_t{1} << 20;
   static constexpr size_t kMaxOutputBytes = size_t{64} << 20;
-  static constexpr int kMaxSteps = 5'000'000;
+  static constexpr int kMaxSteps = 2'000'000;
 
   // INVALID_ARGUMENT for a syntax error, UNIMPLEMENTED for what is not supported.
   static absl::StatusOr<ChatTemplate> Compile(std::string_view source);

@@ -210,9 +210,9 @@ class Lexer {
       ++end;
       while (end < source_.size() && IsDigit(source_[end])) ++end;
     }
-    if (end < source_.size() && (IsNameStart(source_[end]) || end - at_ > 18)) {
-      return UnsupportedAt(
-          line_, "a number other than digits, with or without a fraction, of at most 18 places");
+    const size_t places = end - at_;
+    if ((end < source_.size() && IsNameStart(source_[end])) || places > (is_float ? 40 : 18)) {
+      return UnsupportedAt(line_, "a number other than up to 18 digits, or a fraction of up to 40");
     }
     return Emit(is_float ? TokenKind::kFloat : TokenKind::kInt, end);
   }

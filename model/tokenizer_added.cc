@@ -114,7 +114,8 @@ void AddedTokenMatcher::SplitStretch(const Trie& trie, std::string_view text, bo
     if (token.lstrip) begin = std::max(begin - TrailingSpace(text.substr(0, begin)), done);
     if (token.rstrip) end += LeadingSpace(text.substr(end));
     if (done < begin) out.push_back({std::nullopt, text.substr(done, begin - done)});
-    out.push_back({token.id, token.content});
+    // White space that is a token itself vanishes when the token before has swallowed all of it.
+    if (begin < end) out.push_back({token.id, token.content});
     done = end;
   }
   if (done < text.size()) out.push_back({std::nullopt, text.substr(done)});

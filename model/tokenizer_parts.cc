@@ -1,8 +1,10 @@
 #include "model/tokenizer_parts.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "base/status_macros.h"
 #include "model/tokenizer_json.h"
 #include "model/tokenizer_parse.h"
@@ -15,31 +17,39 @@ constexpr char kTokenizerFile[] = "tokenizer.json";
 constexpr char kConfigFile[] = "tokenizer_config.json";
 constexpr char kGenerationFile[] = "generation_config.json";
 
-// Who owns which id, so that two files (or two lists of one file) cannot disagree about a token.
+// Which ids added tokens may have. The `tokenizers` package keeps the vocabulary's id where it has
+// the token, and else numbers on behind everything that is there, whatever the file says; a file
+// that says otherwise is refused, because nobody could tell which of the two its model was trained
+// with.
 class IdRegistry {
  public:
-  explicit IdRegistry(const Vocabulary& vocab) : vocab_(vocab) {
-    for (const auto& [token, id] : vocab) owner_.emplace(id, token);
+  explicit IdRegistry(const Vocabulary& vocab)
+      : vocab_(vocab), next_(static_cast<TokenId>(vocab.size())) {
+    for (const auto& [token, id] : vocab) taken_.emplace(id, token);
   }
 
-  // OK if `token` is free to be an added token; `node` is where it stands.
-  absl::Status Check(const JsonNode& node, const AddedToken& token) const {
+  // OK if `token` may have its id, which is then taken; `node` is where it stands.
+  absl::Status Add(const JsonNode& node, const AddedToken& token) {
     const auto in_vocab = vocab_.find(token.content);
-    if (in_vocab != vocab_.end() && in_vocab->second != token.id) {
-      return node.Expected(
-          absl::StrCat("the id ", in_vocab->second, " that 'model.vocab' gives this token"));
+    const bool known = in_vocab != vocab_.end();
+    const TokenId id = known ? in_vocab->second : next_;
+    if (token.id != id) {
+      return node.Expected(absl::StrCat(
+          "the id ", id,
+          known ? " that 'model.vocab' gives this token" : ", the next after the tokens so far"));
     }
-    const auto owner = owner_.find(token.id);
-    if (owner != owner_.end() && owner->second != token.content) {
+    const auto [owner, is_free] = taken_.try_emplace(id, token.content);
+    if (!is_free && owner->second != token.content) {
       return node.Expected(absl::StrCat("an id that is not \"", owner->second, "\"'s"));
     }
+    next_ = std::max(next_, id + 1);
     return absl::OkStatus();
   }
-  void Add(const AddedToken& token) { owner_.emplace(token.id, token.content); }
 
  private:
   const Vocabulary& vocab_;
-  absl::flat_hash_map<TokenId, std::string> owner_;
+  TokenId next_;
+  absl::flat_hash_map<TokenId, std::string> taken_;
 };
 
 absl::StatusOr<AddedToken> ParseAddedToken(const JsonNode& node, std::optional<TokenId> id_of_key) {
@@ -64,47 +74,44 @@ absl::StatusOr<AddedToken> ParseAddedToken(const JsonNode& node, std::optional<T
   return token;
 }
 
-absl::Status ParseAddedTokens(const JsonNode& list, TokenizerParts& parts) {
+absl::Status ParseAddedTokens(const JsonNode& list, IdRegistry& registry, TokenizerParts& parts) {
   BATON_RETURN_IF_ERROR(list.ExpectArray());
-  IdRegistry registry(parts.bpe->vocab());
   for (size_t i = 0; i < list.value().size(); ++i) {
     const JsonNode node = list.At(i);
     BATON_ASSIGN_OR_RETURN(AddedToken token, ParseAddedToken(node, std::nullopt));
-    BATON_RETURN_IF_ERROR(registry.Check(node, token));
     if (!parts.added_ids.emplace(token.content, token.id).second) {
       return node.Expected("a token that is not listed twice");
     }
-    registry.Add(token);
+    BATON_RETURN_IF_ERROR(registry.Add(node, token));
     parts.added_tokens.push_back(std::move(token));
   }
   return absl::OkStatus();
 }
 
 // tokenizer_config's added_tokens_decoder repeats the added tokens by id. Entries that
-// tokenizer.json lacks join them, as transformers does.
-absl::Status MergeAddedTokensDecoder(const JsonNode& decoder, TokenizerParts& parts) {
+// tokenizer.json lacks join them in the order of their ids, as transformers does.
+absl::Status MergeAddedTokensDecoder(const JsonNode& decoder, IdRegistry& registry,
+                                     TokenizerParts& parts) {
   BATON_RETURN_IF_ERROR(decoder.ExpectObject());
-  IdRegistry registry(parts.bpe->vocab());
-  for (const AddedToken& token : parts.added_tokens) registry.Add(token);
+  std::map<TokenId, JsonNode> by_id;
   for (auto it = decoder.value().begin(); it != decoder.value().end(); ++it) {
-    const JsonNode node = *decoder.Find(it.key());
-    const bool digits = !it.key().empty() && it.key().size() <= 7 &&
-                        it.key().find_first_not_of("0123456789") == std::string::npos;
-    if (!digits || std::stol(it.key()) >= Tokenizer::kMaxVocabSize) {
+    const JsonNode node = decoder.Find(it.key()).value_or(decoder);
+    int32_t id = 0;
+    if (!absl::SimpleAtoi(it.key(), &id) || id < 0 || id >= Tokenizer::kMaxVocabSize) {
       return node.Expected(
           absl::StrCat("a key that is an id in [0, ", Tokenizer::kMaxVocabSize, ")"));
     }
-    BATON_ASSIGN_OR_RETURN(AddedToken token,
-                           ParseAddedToken(node, static_cast<TokenId>(std::stol(it.key()))));
-    const auto known = parts.added_ids.find(token.content);
-    if (known != parts.added_ids.end()) {
-      if (known->second == token.id) continue;
+    by_id.emplace(id, node);
+  }
+  for (const auto& [id, node] : by_id) {
+    BATON_ASSIGN_OR_RETURN(AddedToken token, ParseAddedToken(node, id));
+    const auto [known, is_new] = parts.added_ids.emplace(token.content, id);
+    if (!is_new && known->second != id) {
       return node.Expected(
           absl::StrCat("under the id ", known->second, " that tokenizer.json gives this token"));
     }
-    BATON_RETURN_IF_ERROR(registry.Check(node, token));
-    parts.added_ids.emplace(token.content, token.id);
-    registry.Add(token);
+    if (!is_new) continue;
+    BATON_RETURN_IF_ERROR(registry.Add(node, token));
     parts.added_tokens.push_back(std::move(token));
   }
   return absl::OkStatus();
@@ -222,6 +229,7 @@ absl::Status ParseGenerationConfig(const std::string& text, std::vector<TokenId>
 // Everything of tokenizer.json but the template's prefix and suffix, which tokenizer_config may
 // change.
 absl::StatusOr<PostProcessorSpec> ParseTokenizerJson(const std::string& text,
+                                                     std::optional<IdRegistry>& registry,
                                                      TokenizerParts& parts) {
   BATON_ASSIGN_OR_RETURN(const nlohmann::json json, JsonNode::ParseObject(text, kTokenizerFile));
   const JsonNode root(json, kTokenizerFile);
@@ -247,8 +255,9 @@ absl::StatusOr<PostProcessorSpec> ParseTokenizerJson(const std::string& text,
                         absl::StrCat(kTokenizerFile, ": ", encoder.status().message()));
   }
   parts.bpe = *std::move(encoder);
+  registry.emplace(parts.bpe->vocab());
   if (const auto added = root.Find("added_tokens"))
-    BATON_RETURN_IF_ERROR(ParseAddedTokens(*added, parts));
+    BATON_RETURN_IF_ERROR(ParseAddedTokens(*added, *registry, parts));
   PostProcessorSpec post;
   if (const auto processor = root.Find("post_processor")) {
     BATON_ASSIGN_OR_RETURN(post, ParsePostProcessor(*processor));
@@ -257,14 +266,14 @@ absl::StatusOr<PostProcessorSpec> ParseTokenizerJson(const std::string& text,
 }
 
 absl::Status ParseConfig(const TokenizerFiles& files, const PostProcessorSpec& post,
-                         TokenizerParts& parts) {
+                         IdRegistry& registry, TokenizerParts& parts) {
   nlohmann::json json = nlohmann::json::object();
   if (!files.tokenizer_config_json.empty()) {
     BATON_ASSIGN_OR_RETURN(json, JsonNode::ParseObject(files.tokenizer_config_json, kConfigFile));
   }
   const JsonNode config(json, kConfigFile);
   if (const auto decoder = config.Find("added_tokens_decoder")) {
-    BATON_RETURN_IF_ERROR(MergeAddedTokensDecoder(*decoder, parts));
+    BATON_RETURN_IF_ERROR(MergeAddedTokensDecoder(*decoder, registry, parts));
   }
   std::optional<TokenId> eos;
   nlohmann::json special = nlohmann::json::object();
@@ -296,9 +305,10 @@ std::optional<TokenId> TokenizerParts::FindToken(std::string_view token) const {
 absl::StatusOr<std::unique_ptr<const TokenizerParts>> ParseTokenizerParts(
     const TokenizerFiles& files) {
   auto parts = std::make_unique<TokenizerParts>();
+  std::optional<IdRegistry> registry;
   BATON_ASSIGN_OR_RETURN(const PostProcessorSpec post,
-                         ParseTokenizerJson(files.tokenizer_json, *parts));
-  BATON_RETURN_IF_ERROR(ParseConfig(files, post, *parts));
+                         ParseTokenizerJson(files.tokenizer_json, registry, *parts));
+  BATON_RETURN_IF_ERROR(ParseConfig(files, post, *registry, *parts));
   BATON_RETURN_IF_ERROR(ParseGenerationConfig(files.generation_config_json, parts->eos_ids));
   std::sort(parts->eos_ids.begin(), parts->eos_ids.end());
   parts->eos_ids.erase(std::unique(parts->eos_ids.begin(), parts->eos_ids.end()),

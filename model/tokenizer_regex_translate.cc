@@ -24,8 +24,9 @@ constexpr std::string_view kScripts[] = {"Han",    "Hiragana", "Katakana",  "Han
 // Bodies of classes, in PCRE2's words, that mean what Oniguruma's escapes mean.
 constexpr std::string_view kSpace = "\\t-\\r \\x{85}\\p{Z}";
 constexpr std::string_view kNotSpace = "\\S\\x{180E}";  // PCRE2 still counts U+180E as a space
-constexpr std::string_view kWord =
-    "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
+constexpr std::string_view kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+// Outside of a class, Oniguruma's \w also takes these Latin-1 superscripts and fractions.
+constexpr std::string_view kWordExtra = "\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
 constexpr std::string_view kHexDigit = "0-9A-Fa-f";
 
 // The delta ranges of a category (by its first letter too), script or Alphabetic, as the body of a
@@ -160,9 +161,16 @@ class Translator {
         "a group other than (...), (?:), (?=), (?!), (?<=), (?<!), (?>), (?i:) or a leading (?i)");
   }
 
+  // What \w means inside of a class.
+  std::string Word() const {
+    if (!modern_) return std::string(kWord);
+    return absl::StrCat(std::string(kWord), DeltaRanges("Alphabetic"), DeltaRanges("M"),
+                        DeltaRanges("Nd"), DeltaRanges("Pc"));
+  }
+
   // An escape outside of a class. Sets become classes, so that delta ranges can join them.
   absl::Status Escape() {
-    const std::string_view word(modern_ ? modern_word_ : kWord);
+    const std::string word = Word() + std::string(kWordExtra);
     const auto emit = [&](size_t length, const std::string& text) {
       at_ += length;
       out_ += text;
@@ -170,13 +178,13 @@ class Translator {
     };
     switch (Peek(1)) {
       case 'b':
-        return emit(2, absl::StrFormat("(?:(?<=[%1$s])(?![%1$s])|(?<![%1$s])(?=[%1$s]))",
-                                       std::string(word)));
+        return emit(2, absl::StrFormat("(?:(?<=[%1$s])(?![%1$s])|(?<![%1$s])(?=[%1$s]))", word));
       case 'B':
-        return emit(2, absl::StrFormat("(?:(?<=[%1$s])(?=[%1$s])|(?<![%1$s])(?![%1$s]))",
-                                       std::string(word)));
+        return emit(2, absl::StrFormat("(?:(?<=[%1$s])(?=[%1$s])|(?<![%1$s])(?![%1$s]))", word));
+      case 'w':
+        return emit(2, absl::StrCat("[", word, "]"));
       case 'W':
-        return emit(2, absl::StrCat("[^", std::string(word), "]"));
+        return emit(2, absl::StrCat("[^", word, "]"));
       case 'S':
         return emit(2, absl::StrCat("[^", std::string(kSpace), "]"));
       case 'H':
@@ -232,7 +240,7 @@ class Translator {
       case 's':
         return set(std::string(kSpace));
       case 'w':
-        return set(modern_ ? modern_word_ : std::string(kWord));
+        return set(Word());
       case 'd':
         return set(absl::StrCat("\\p{Nd}", modern_ ? DeltaRanges("Nd") : ""));
       case 'h':
@@ -388,9 +396,6 @@ class Translator {
 
   const std::string_view in_;
   const bool modern_;
-  const std::string modern_word_ =
-      absl::StrCat(std::string(kWord), DeltaRanges("Alphabetic"), DeltaRanges("M"),
-                   DeltaRanges("Nd"), DeltaRanges("Pc"));
   size_t at_ = 0;
   std::string out_;
 };
@@ -415,10 +420,8 @@ bool HasModernCodePoint(std::string_view text) {
     return marked;
   }();
   for (size_t at = 0; at < text.size();) {
-    // No delta lies below U+0800, where characters take one or two bytes.
-    const uint8_t lead = static_cast<uint8_t>(text[at]);
-    if (lead < 0xE0) {
-      at += lead < 0x80 ? 1 : 2;
+    if (static_cast<uint8_t>(text[at]) < 0x80) {
+      ++at;
       continue;
     }
     const Utf8Step step = DecodeUtf8(text.substr(at));

@@ -1,0 +1,5 @@
+baton_test(model_chat_template_test SRCS chat_template_test.cc DEPS baton_tokenizer LABELS fast)
+baton_test(model_tokenizer_golden_test SRCS tokenizer_golden_test.cc DEPS baton_tokenizer LABELS fast)
+baton_test(model_tokenizer_malformed_test SRCS tokenizer_malformed_test.cc DEPS baton_tokenizer LABELS fast)
+baton_test(model_tokenizer_regex_test SRCS tokenizer_regex_test.cc DEPS baton_tokenizer LABELS fast)
+baton_test(model_tokenizer_test SRCS tokenizer_test.cc DEPS baton_tokenizer LABELS fast)
