@@ -220,6 +220,22 @@ TEST_P(KvTransportConformance, ArrivalWakesTheReceiver) {
   }
 }
 
+TEST_P(KvTransportConformance, AnEndpointMaySendToItself) {
+  Bell bell;
+  TestPeer self(fabric_->NewEndpoint(), &bell);
+  const TransferId transfer = self.transport().Prepare(self.transport().address()).value();
+  TestMemory memory(&self.transport(), size_t{1} << 16, 13);
+  for (uint64_t id = 0; id < kTestMaxPosts; ++id) {
+    ASSERT_TRUE(
+        self.transport().Post(transfer, id, TestHeader(id, memory.bytes()), memory.bytes()).ok());
+  }
+  self.transport().Release(transfer);
+  ASSERT_TRUE(PollUntil({&self}, [&] {
+    return self.Count(kReceived) == kTestMaxPosts && self.Count(kReleased) == 1;
+  }));
+  EXPECT_EQ(self.Count(kSent), kTestMaxPosts);
+}
+
 TEST_P(KvTransportConformance, LosesAPeerOnce) {
   Pair pair(fabric_.get());
   TestPeer c(fabric_->NewEndpoint(), &pair.bell);

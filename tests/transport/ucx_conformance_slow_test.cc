@@ -6,7 +6,7 @@ namespace baton::transport {
 namespace {
 
 INSTANTIATE_TEST_SUITE_P(Transports, KvTransportConformance,
-                         testing::Values(FabricParam<UcxTestFabric>("ucx_shm", "posix,tcp"),
+                         testing::Values(FabricParam<UcxTestFabric>("ucx_all", "all"),
                                          FabricParam<UcxTestFabric>("ucx_tcp", "tcp"),
                                          FabricParam<HarmlessFaultyFabric<UcxTestFabric>>(
                                              "faulty_ucx", UcxOptions().tls)),

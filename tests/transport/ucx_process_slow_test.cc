@@ -146,8 +146,7 @@ TEST_P(UcxProcessTest, ReportsAnAddressWhoseProcessIsGone) {
   ExpectWorks();
 }
 
-INSTANTIATE_TEST_SUITE_P(Tls, UcxProcessTest,
-                         testing::Values("posix,cma,tcp,self", "posix,tcp", "tcp"),
+INSTANTIATE_TEST_SUITE_P(Tls, UcxProcessTest, testing::Values("posix,tcp", "tcp"),
                          [](const auto& info) {
                            std::string name = info.param;
                            std::replace(name.begin(), name.end(), ',', '_');

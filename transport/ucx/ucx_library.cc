@@ -148,7 +148,7 @@ absl::StatusOr<UcxContext> CreateUcxContext(const UcxOptions& options) {
     return absl::FailedPreconditionError(absl::StrCat(
         "UCX cannot start: ", ucs_status_string(status), "; transports (tls) are '", options.tls,
         "', network devices '", options.net_devices,
-        "': name ones that this host has ('ip link' shows devices; tls 'posix,cma,tcp,self' works "
+        "': name ones that this host has ('ip link' shows devices; tls 'posix,tcp' works "
         "on every Linux host with a network device and /dev/shm)"));
   }
   return UcxContext(context);
