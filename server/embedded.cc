@@ -57,9 +57,7 @@ class EmbeddedImpl final : public Embedded {
                       metrics.prefill(), log.With({{"component", "prefill"}})));
     BATON_ASSIGN_OR_RETURN(prefill_host_, GrpcHost::Start({}, {prefill_->service()}));
 
-    const auto to_prefill = [this](const std::string&) {
-      return prefill_host_->InProcessChannel();
-    };
+    const auto to_prefill = [this](const std::string&) { return prefill_host_->LoopbackChannel(); };
     BATON_ASSIGN_OR_RETURN(
         decode_, decode_worker::DecodeWorker::Start(
                      {.identity = decode, .loop = parts.decode}, clock,
@@ -71,7 +69,7 @@ class EmbeddedImpl final : public Embedded {
     parts.router.decode_workers = {kDecodeAddress};
     parts.router.prefill_workers = {kPrefillAddress};
     const auto to_worker = [this](const std::string& address) {
-      return (address == kDecodeAddress ? decode_host_ : prefill_host_)->InProcessChannel();
+      return (address == kDecodeAddress ? decode_host_ : prefill_host_)->LoopbackChannel();
     };
     router_ = RouterServer::Start(parts.router, model_, *tokenizer_, clock, to_worker, metrics,
                                   log.With({{"component", "router"}}));
@@ -88,7 +86,7 @@ class EmbeddedImpl final : public Embedded {
 
   int grpc_port() const override { return host_->port(); }
   int http_port() const override { return http_ == nullptr ? 0 : http_->port(); }
-  std::shared_ptr<grpc::Channel> Channel() override { return host_->InProcessChannel(); }
+  std::shared_ptr<grpc::Channel> Channel() override { return host_->LoopbackChannel(); }
   ServerSummary Summary() const override { return router_->Summary(); }
 
   void Drain() override { router_->Drain(); }

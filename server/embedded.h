@@ -2,8 +2,8 @@
 #define BATON_SERVER_EMBEDDED_H_
 
 // All roles in one process: a router, a prefill worker and a decode worker, each with its own loop
-// thread, that speak the same gRPC services with each other as separate processes do, over channels
-// that do not leave the process. So there is one code path; only the wires differ.
+// thread, that speak the same gRPC services with each other as separate processes do, over loopback
+// connections. So there is one code path; only the wires differ.
 
 #include <memory>
 #include <string>
@@ -33,9 +33,9 @@ struct EmbeddedParts {
   prefill_worker::PrefillLoopOptions prefill;
   Duration prefill_poll_interval;  // see PrefillWorkerOptions
   decode_worker::DecodeLoopOptions decode;
-  RouterServerOptions router;  // its identity and lists of workers are filled in here
-  std::string grpc_address;    // host:port; empty: only Channel() reaches the server
-  std::string http_address;    // host:port; empty: no HTTP
+  RouterServerOptions router;                // its identity and lists of workers are filled in here
+  std::string grpc_address = "127.0.0.1:0";  // host:port
+  std::string http_address;                  // host:port; empty: no HTTP
 };
 
 class Embedded {
@@ -48,7 +48,7 @@ class Embedded {
 
   virtual int grpc_port() const = 0;
   virtual int http_port() const = 0;
-  // To the completion service, without leaving the process.
+  // To the completion service, from this process; see GrpcHost::LoopbackChannel.
   virtual std::shared_ptr<grpc::Channel> Channel() = 0;
 
   virtual ServerSummary Summary() const = 0;

@@ -6,6 +6,7 @@
 #include <grpcpp/health_check_service_interface.h>
 
 #include <mutex>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -42,10 +43,8 @@ class GrpcHostImpl final : public GrpcHost {
     server_->GetHealthCheckService()->SetServingStatus(service, serving);
   }
 
-  std::shared_ptr<grpc::Channel> InProcessChannel() override {
-    grpc::ChannelArguments arguments;
-    arguments.SetMaxReceiveMessageSize(-1);
-    return server_->InProcessChannel(arguments);
+  std::shared_ptr<grpc::Channel> LoopbackChannel() override {
+    return MakePeerChannel("127.0.0.1:" + std::to_string(port_));
   }
 
   void Shutdown(Duration grace) override {
@@ -90,12 +89,10 @@ absl::StatusOr<std::unique_ptr<GrpcHost>> GrpcHost::Start(
   grpc::ServerBuilder builder;
   SetServerArguments(options, &builder);
   int port = 0;
-  if (!options.address.empty()) {
-    builder.AddListeningPort(options.address, grpc::InsecureServerCredentials(), &port);
-  }
+  builder.AddListeningPort(options.address, grpc::InsecureServerCredentials(), &port);
   for (grpc::Service* service : services) builder.RegisterService(service);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (server == nullptr || (!options.address.empty() && port == 0)) {
+  if (server == nullptr || port == 0) {
     return absl::UnavailableError(absl::StrCat("cannot listen on ", options.address,
                                                ": the port is taken, or the address is not one of "
                                                "this machine; choose another, or port 0 for any"));

@@ -98,6 +98,7 @@ TEST(Failures, SigtermLetsRunningRequestsFinish) {
   const server::ClientRequest request = Long(2, 400);
   const absl::StatusOr<server::ClientResult> alone = cluster.Connect()->Generate(request, TakeAll);
   ASSERT_TRUE(alone.ok()) << alone.status();
+  ASSERT_TRUE(Eventually(kFreeWithinSeconds, [&] { return cluster.DecodePages() == 0; }));
   Thread running("client", [&] {
     const absl::StatusOr<server::ClientResult> result =
         cluster.Connect()->Generate(request, TakeAll);

@@ -115,7 +115,8 @@ TEST_F(CompletionServiceTest, StagesOfTheFirstTokenAddUp) {
               t.first_token_ms(), 1e-6);
   EXPECT_GT(t.prefill_ms(), 0);
   EXPECT_GE(t.total_ms(), t.first_token_ms());
-  // And in the metrics.
+  // And in the metrics, which are written when the client has been told.
+  ASSERT_TRUE(cluster_.WaitForMetric("baton_tpot_seconds_count", 1));
   double stages = 0;
   for (const char* stage :
        {"queue", "prefill_wait", "prefill", "transfer_exposed", "decode_wait"}) {
@@ -148,7 +149,7 @@ TEST_F(CompletionServiceTest, StopStringsEndTheText) {
   EXPECT_EQ(out.finished.reason(), v1::FINISH_REASON_STOP);
   EXPECT_EQ(out.finished.stop_string(), stop);
   EXPECT_EQ(out.finished.usage().completion_tokens(), static_cast<int32_t>(out.ids.size()));
-  EXPECT_EQ(cluster_.Metric("baton_requests_total{outcome=\"stop\"}"), 1);
+  EXPECT_TRUE(cluster_.WaitForMetric("baton_requests_total{outcome=\"stop\"}", 1));
 }
 
 TEST_F(CompletionServiceTest, StopIdsEndItAndAreNotPartOfIt) {
@@ -172,11 +173,12 @@ TEST_F(CompletionServiceTest, BadRequestsAreRefusedByField) {
 }
 
 TEST_F(CompletionServiceTest, CancelWhileDecodingFreesEverything) {
+  cluster_.decode_gate.Close();  // the first token comes from prefill
   grpc::ClientContext context;
   const auto reader = cluster_.stub().Generate(&context, Endless(40, 900));
   v1::GenerateResponse response;
   ASSERT_TRUE(reader->Read(&response));
-  cluster_.decode_gate.Close();
+  cluster_.decode_gate.WaitForPasses(1);
   EXPECT_GT(cluster_.Metric(kDecodePages), 0);
   context.TryCancel();
   cluster_.decode_gate.Open();
@@ -259,6 +261,7 @@ TEST_F(CompletionServiceTest, SaysWhatItServes) {
 }
 
 TEST_F(CompletionServiceTest, DrainRefusesNewWorkAndFinishesTheOld) {
+  cluster_.decode_gate.Close();  // the first token comes from prefill
   grpc::ClientContext context;
   const v1::GenerateRequest request = Endless(40, 200);
   const auto reader = cluster_.stub().Generate(&context, request);
@@ -266,7 +269,6 @@ TEST_F(CompletionServiceTest, DrainRefusesNewWorkAndFinishesTheOld) {
   ASSERT_TRUE(reader->Read(&response));
   std::vector<TokenId> ids(response.chunk().token_ids().begin(),
                            response.chunk().token_ids().end());
-  cluster_.decode_gate.Close();
   cluster_.embedded->Drain();
   // The drain is asked for; until the router has seen it a request may still be taken.
   EXPECT_TRUE(cluster_.WaitFor([&] { return cluster_.embedded->Summary().draining; }));

@@ -41,7 +41,7 @@ class WorkerSessionTest : public ::testing::Test {
         {.identity = Identity("decode")}, clock_,
         std::make_unique<sim::StubRunner>(sim::StubRunnerOptions{}, nullptr),
         fabric_.NewEndpoint("decode"),
-        [this](const std::string&) { return prefill_host_->InProcessChannel(); }, metrics_.decode(),
+        [this](const std::string&) { return prefill_host_->LoopbackChannel(); }, metrics_.decode(),
         Log());
     auto prefill = prefill_worker::PrefillWorker::Start(
         {.identity = Identity("prefill")}, clock_,
@@ -62,7 +62,7 @@ class WorkerSessionTest : public ::testing::Test {
 
   // Says hello to the decode rank; the end of the stream, if it ends, else what it answered.
   grpc::Status SayHello(const scheduler::WorkerIdentity& router, v1::DecodeToRouter* answer) {
-    const auto stub = v1::DecodeWorker::NewStub(decode_host_->InProcessChannel());
+    const auto stub = v1::DecodeWorker::NewStub(decode_host_->LoopbackChannel());
     grpc::ClientContext context;
     const auto stream = stub->Session(&context);
     v1::RouterToDecode hello;
@@ -103,7 +103,7 @@ TEST_F(WorkerSessionTest, AMismatchIsRefusedByNameAndBothValues) {
 }
 
 TEST_F(WorkerSessionTest, PrefillWorkersRefuseTooBothWays) {
-  const auto stub = v1::PrefillWorker::NewStub(prefill_host_->InProcessChannel());
+  const auto stub = v1::PrefillWorker::NewStub(prefill_host_->LoopbackChannel());
   scheduler::WorkerIdentity decode = Identity("decode");
   decode.model_hash = "bbbb";
   {
@@ -129,7 +129,7 @@ TEST_F(WorkerSessionTest, PrefillWorkersRefuseTooBothWays) {
 }
 
 TEST_F(WorkerSessionTest, WorkThatComesBeforeHelloIsRefused) {
-  const auto stub = v1::DecodeWorker::NewStub(decode_host_->InProcessChannel());
+  const auto stub = v1::DecodeWorker::NewStub(decode_host_->LoopbackChannel());
   grpc::ClientContext context;
   const auto stream = stub->Session(&context);
   v1::RouterToDecode start;
@@ -150,11 +150,11 @@ TEST_F(WorkerSessionTest, ARouterDoesNotPairWhatDoesNotMatch) {
   const auto tokenizer = ByteTokenizer();
   const ModelDescription model = StubModel();
   const auto channels = [this](const std::string& address) {
-    return (address == "decode" ? decode_host_ : prefill_host_)->InProcessChannel();
+    return (address == "decode" ? decode_host_ : prefill_host_)->LoopbackChannel();
   };
   const std::unique_ptr<RouterServer> router =
       RouterServer::Start(options, model, *tokenizer, clock_, channels, metrics_, Log());
-  const auto stub = v1::DecodeWorker::NewStub(decode_host_->InProcessChannel());
+  const auto stub = v1::DecodeWorker::NewStub(decode_host_->LoopbackChannel());
   v1::DecodeToRouter answer;
   SayHello(Identity("router"), &answer);  // by now the router was refused, or is about to be
   EXPECT_FALSE(router->Summary().ready);
