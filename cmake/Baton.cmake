@@ -51,6 +51,11 @@ function(baton_test name)
   target_compile_definitions(${name} PRIVATE BATON_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
                              BATON_BINARY_DIR="${CMAKE_BINARY_DIR}")
   add_test(NAME ${name} COMMAND ${name})
+  # UCX patches madvise and others when it is loaded, which ThreadSanitizer's runtime does not survive.
+  set(ucx_hooks "")
+  if(BATON_SANITIZE)
+    set(ucx_hooks "UCX_MEM_EVENTS=n;")
+  endif()
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
-                       ENVIRONMENT "ASAN_OPTIONS=detect_stack_use_after_return=1;TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp;UBSAN_OPTIONS=print_stacktrace=1")
+                       ENVIRONMENT "${ucx_hooks}ASAN_OPTIONS=detect_stack_use_after_return=1;TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp;UBSAN_OPTIONS=print_stacktrace=1")
 endfunction()

@@ -97,6 +97,8 @@ absl::StatusOr<Config> ReadConfig(const UcxOptions& options) {
       Modify(raw, "KEEPALIVE_INTERVAL", absl::StrCat(options.keepalive_interval.millis(), "ms")));
   // Connections are agreed on over a TCP socket, whose end tells that the peer has gone.
   BATON_RETURN_IF_ERROR(Modify(raw, "SOCKADDR_TLS_PRIORITY", "tcp"));
+  // Memory is registered explicitly. A cache would hook munmap, madvise and others in the process.
+  BATON_RETURN_IF_ERROR(Modify(raw, "RCACHE_ENABLE", "n"));
   // Shared memory notices a dead peer only when asked to; without it UCX would not use it here.
   BATON_RETURN_IF_ERROR(Modify(raw, "MM_ERROR_HANDLING", "y"));
   return config;
