@@ -2,6 +2,7 @@
 
 #include <grpc/support/time.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 
@@ -10,6 +11,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 
 namespace baton::server {
 namespace {
@@ -76,6 +78,18 @@ grpc::ChannelArguments PeerArguments() {
   return arguments;
 }
 
+// gRPC 1.51 shares one callback queue in a process and shuts it down with the last server or
+// channel that uses it; that shutdown races with the queue's own pollers and now and then fails an
+// assertion (ref_counted.h, "prior > 0"). A server without a port that is never shut down keeps the
+// queue alive as long as the process.
+void KeepCallbackQueue() {
+  static grpc::CallbackGenericService service;
+  grpc::ServerBuilder builder;
+  builder.RegisterCallbackGenericService(&service);
+  static grpc::Server* const keeper = builder.BuildAndStart().release();
+  BATON_CHECK(keeper != nullptr);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<GrpcHost>> GrpcHost::Start(
@@ -84,6 +98,7 @@ absl::StatusOr<std::unique_ptr<GrpcHost>> GrpcHost::Start(
   static std::once_flag plugins;
   std::call_once(plugins, [] {
     grpc::EnableDefaultHealthCheckService(true);
+    KeepCallbackQueue();
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   });
   grpc::ServerBuilder builder;
