@@ -56,7 +56,8 @@ int AllowedCpuCount() { return static_cast<int>(AllowedCpus().size()); }
 
 ThreadPool::ThreadPool(const ThreadPoolOptions& options)
     : threads_(std::clamp(options.threads == 0 ? AllowedCpuCount() : options.threads, 1, 1024)),
-      spin_micros_(std::max(0, options.spin_micros)) {
+      spin_micros_(std::max(0, options.spin_micros)),
+      claimed_(static_cast<size_t>(threads_)) {
   const std::vector<int> cpus = AllowedCpus();
   workers_.reserve(static_cast<size_t>(threads_ - 1));
   for (int thread = 1; thread < threads_; ++thread) {
@@ -75,10 +76,24 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::RunPart(int thread) {
-  const int64_t begin = count_ * thread / threads_;
-  const int64_t end = count_ * (thread + 1) / threads_;
-  if (begin < end) (*body_)(begin, end, thread);
+// A worker that is late, with the epoch of a call that has ended, claims nothing: all parts of that
+// call were claimed, so each word holds its epoch or a later one.
+bool ThreadPool::Claim(int part, uint32_t epoch) {
+  std::atomic<uint32_t>& word = claimed_[static_cast<size_t>(part)];
+  uint32_t last = word.load(std::memory_order_relaxed);
+  if (static_cast<int32_t>(epoch - last) <= 0) return false;
+  return word.compare_exchange_strong(last, epoch, std::memory_order_relaxed);
+}
+
+void ThreadPool::RunParts(int thread, uint32_t epoch) {
+  for (int i = 0; i < threads_; ++i) {
+    const int part = (thread + i) % threads_;
+    if (!Claim(part, epoch)) continue;
+    const int64_t begin = count_ * part / threads_;
+    const int64_t end = count_ * (part + 1) / threads_;
+    if (begin < end) (*body_)(begin, end, thread);
+    if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1 && thread != 0) pending_.notify_one();
+  }
 }
 
 void ThreadPool::ParallelFor(int64_t count, Body body) {
@@ -91,10 +106,10 @@ void ThreadPool::ParallelFor(int64_t count, Body body) {
   }
   count_ = count;
   body_ = &body;
-  pending_.store(threads_ - 1, std::memory_order_relaxed);
-  epoch_.fetch_add(1, std::memory_order_release);
+  pending_.store(threads_, std::memory_order_relaxed);
+  const uint32_t epoch = epoch_.fetch_add(1, std::memory_order_release) + 1;
   epoch_.notify_all();  // costs one load when nobody sleeps
-  RunPart(0);
+  RunParts(0, epoch);
   const auto idle = [this] { return pending_.load(std::memory_order_acquire) == 0; };
   while (!SpinUntil(spin_micros_, idle)) {
     const int32_t left = pending_.load(std::memory_order_acquire);
@@ -109,10 +124,9 @@ void ThreadPool::Work(int thread) {
   while (true) {
     const auto called = [this, &seen] { return epoch_.load(std::memory_order_acquire) != seen; };
     while (!SpinUntil(spin_micros_, called)) epoch_.wait(seen, std::memory_order_acquire);
-    ++seen;
+    seen = epoch_.load(std::memory_order_acquire);
     if (stopping_.load(std::memory_order_relaxed)) return;
-    RunPart(thread);
-    if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+    RunParts(thread, seen);
   }
 }
 

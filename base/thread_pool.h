@@ -1,11 +1,14 @@
 #ifndef BATON_BASE_THREAD_POOL_H_
 #define BATON_BASE_THREAD_POOL_H_
 
-// Persistent threads for data-parallel loops of microseconds to milliseconds. ParallelFor gives
-// thread i the i-th of `threads()` equal contiguous parts: the assignment is static, so equal calls
-// touch equal memory from equal threads. The caller works as thread 0; with one thread there are no
-// others and ParallelFor is a plain loop. Between calls a worker spins for a bounded time (tens of
-// microseconds), then sleeps in the kernel until the next call.
+// Persistent threads for data-parallel loops of microseconds to milliseconds. A loop is cut into
+// `threads()` equal contiguous parts. Thread i takes part i first, so equal calls touch equal
+// memory from equal threads; a thread that is done takes the parts that nobody has begun. A call
+// therefore waits only for threads that are at work, never for one that still has to be woken or
+// that the system does not run: on a busy machine more threads are not slower than one. The caller
+// works as thread 0; with one thread there are no others and ParallelFor is a plain loop. Between
+// calls a worker spins for a bounded time (tens of microseconds), then sleeps in the kernel until
+// the next call.
 //
 // Threads: one ParallelFor at a time, from any thread (checked). The function must not throw nor
 // call ParallelFor of the same pool.
@@ -38,27 +41,29 @@ class ThreadPool {
   int threads() const { return threads_; }
 
   // fn(begin, end, thread) for non-empty disjoint ranges that cover [0, count); thread in [0,
-  // threads()). Returns when all are done; what they wrote is visible to the caller.
+  // threads()), which may get several ranges, one after the other. Returns when all are done; what
+  // they wrote is visible to the caller.
   using Body = absl::FunctionRef<void(int64_t begin, int64_t end, int thread)>;
   void ParallelFor(int64_t count, Body body);
 
  private:
   void Work(int thread);
-  void RunPart(int thread);
+  bool Claim(int part, uint32_t epoch);
+  void RunParts(int thread, uint32_t epoch);
 
   const int threads_;
   const int spin_micros_;
 
-  // The current call; written by the caller before it publishes a new epoch, read by workers after
-  // they saw it.
+  // The current call; written by the caller before it publishes a new epoch, read by the threads
+  // that claimed a part of it: while one is claimed and not done, the call cannot end.
   int64_t count_ = 0;
   const Body* body_ = nullptr;
 
-  alignas(64) std::atomic<uint32_t> epoch_{0};  // one step per call; workers wait on it
-  alignas(64) std::atomic<int32_t> pending_{
-      0};  // workers still busy with the current call; the caller waits on it
+  alignas(64) std::atomic<uint32_t> epoch_{0};   // one step per call; workers wait on it
+  alignas(64) std::atomic<int32_t> pending_{0};  // parts not yet done; the caller waits on it
   alignas(64) std::atomic<bool> stopping_{false};
   std::atomic<bool> busy_{false};
+  std::vector<std::atomic<uint32_t>> claimed_;  // [threads()] the last epoch whose part was claimed
   std::vector<std::thread> workers_;
 };
 
