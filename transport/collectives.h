@@ -2,32 +2,45 @@
 #define BATON_TRANSPORT_COLLECTIVES_H_
 
 // What the ranks of one group compute together: the tensor-parallel ranks of a prefill worker, the
-// expert-parallel ranks of a decode worker. A Collectives is one rank's handle on its group.
+// expert-parallel ranks of a decode worker. A Collectives is one rank's handle on its group; it is
+// made by a Rendezvous (transport/group/group.h), or by MakeSoloCollectives for a group of one.
 //
 // Calls. All ranks make the same calls in the same order with sizes that agree; a call returns on a
 // rank when that rank's results stand in its buffers and its inputs may be reused. It does not mean
 // that other ranks have returned. Buffers may not overlap, except that AllReduceSum and Broadcast
-// work in place. One thread per rank calls (the loop's).
+// work in place. One thread per rank makes the calls (the loop's); what is marked "any thread" may
+// be called beside them.
 //
 // Numerics. AllReduceSum adds in rank order 0, 1, ..., in float32, and rounds once to the element
 // type: every rank gets the same bits, run after run, whatever the implementation's algorithm, so
 // that the sum of a row does not depend on the other rows.
 //
-// Failure. Every call has a deadline. DEADLINE_EXCEEDED: some rank did not come in time;
-// UNAVAILABLE: some rank is gone; INVALID_ARGUMENT: sizes disagree (where it can be told). After
-// any of these the output buffers are undefined and the group is broken: every later call on every
-// rank fails with FAILED_PRECONDITION, within its deadline, until the group is built anew. A call
-// never hangs.
+// Failure. Every call has a deadline and never hangs. DEADLINE_EXCEEDED: some rank did not come in
+// time; UNAVAILABLE: some rank is gone or has left; INVALID_ARGUMENT: ranks made different calls or
+// their sizes disagree; or whatever status Abort was given. The message names the ranks, and
+// lost_ranks() lists those that are dead or silent. After a failure the output buffers are
+// undefined and the group is broken for all its ranks: who is inside a call is told and returns
+// without waiting for its own deadline, and every later call returns the same status at once. A
+// broken group is not mended: the ranks that are left form a new one, under a new generation.
+//
+// Ranks that a group was formed without keep their numbers: world_size() and the sizes of buffers
+// stay the same, what an absent rank would give is zero bytes (AllGather) or left out
+// (AllReduceSum), and AllToAllV allows only sizes of zero for it.
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "base/clock.h"
 
 namespace baton::transport {
+
+// How long a rank may stay out of a call before the others give it up.
+inline constexpr Duration kDefaultCollectiveTimeout = Duration::Seconds(2);
 
 enum class ReduceType : uint8_t { kF32, kBF16 };
 
@@ -61,9 +74,32 @@ class Collectives {
 
   // Returns once every rank has called it.
   virtual absl::Status Barrier(Duration timeout) = 0;
+
+  // Whether `rank` takes part. This rank always does.
+  virtual bool is_present(int rank) const = 0;
+  // Grows with each group that is formed from these ranks, from 1.
+  virtual uint64_t generation() const = 0;
+
+  // OK, or what every later call returns. Learns of a rank's end between calls too. Any thread.
+  virtual absl::Status health() const = 0;
+  // Once the group is broken: the ranks whose fault it is as far as this one knows (dead, silent,
+  // departed, or in another call), ascending; empty after Abort. Any thread.
+  virtual std::vector<int> lost_ranks() const = 0;
+  // Breaks the group with `why`, which is not OK; the others get it too, with this rank's name in
+  // front. For a rank that cannot go on. Without effect where the group is already broken. Any
+  // thread.
+  virtual void Abort(const absl::Status& why) = 0;
+
+  // An idle group sleeps outside of calls, each rank in its own loop. A rank that has something to
+  // do calls Ring and then makes the next call; the others' wakeup is called (from any thread, it
+  // must only mark that the loop should look), and PeerWaits is true there until they have entered
+  // that call. The wakeup is also called when the group breaks.
+  virtual void SetWakeup(std::function<void()> wakeup) = 0;
+  virtual void Ring() = 0;
+  virtual bool PeerWaits() const = 0;
 };
 
-// The group of one rank: copies, and sums of one term. Never times out.
+// The group of one rank: copies, and sums of one term. Never times out; only Abort breaks it.
 std::unique_ptr<Collectives> MakeSoloCollectives();
 
 }  // namespace baton::transport

@@ -1,0 +1,312 @@
+#include "transport/group/exchange_collectives.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+
+namespace baton::transport {
+namespace {
+
+// Up to so many bytes everybody sends everything to everybody: one exchange is cheaper than two.
+constexpr size_t kSmallReduceBytes = 8192;
+// Sums are made in blocks whose accumulators stay in the first cache level.
+constexpr size_t kBlockElements = 1024;
+// Slices end at multiples of it, so that ranks do not share cache lines of `data`.
+constexpr size_t kSliceAlignBytes = 64;
+
+float WidenBF16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+
+// To nearest, ties to even; NaN stays NaN.
+uint16_t NarrowBF16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  if (std::isnan(value)) return static_cast<uint16_t>((bits >> 16) | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// Adds up `terms` (first to last, in float32) into `out`, which may be one of them.
+void SumF32(std::span<const std::byte* const> terms, std::byte* out, size_t elements) {
+  float sum[kBlockElements], term[kBlockElements];
+  for (size_t at = 0; at < elements; at += kBlockElements) {
+    const size_t count = std::min(kBlockElements, elements - at);
+    std::memcpy(sum, terms[0] + at * 4, count * 4);
+    for (const std::byte* next : terms.subspan(1)) {
+      std::memcpy(term, next + at * 4, count * 4);
+      for (size_t i = 0; i < count; ++i) sum[i] += term[i];
+    }
+    std::memcpy(out + at * 4, sum, count * 4);
+  }
+}
+
+void SumBF16(std::span<const std::byte* const> terms, std::byte* out, size_t elements) {
+  float sum[kBlockElements];
+  uint16_t term[kBlockElements];
+  for (size_t at = 0; at < elements; at += kBlockElements) {
+    const size_t count = std::min(kBlockElements, elements - at);
+    std::memcpy(term, terms[0] + at * 2, count * 2);
+    for (size_t i = 0; i < count; ++i) sum[i] = WidenBF16(term[i]);
+    for (const std::byte* next : terms.subspan(1)) {
+      std::memcpy(term, next + at * 2, count * 2);
+      for (size_t i = 0; i < count; ++i) sum[i] += WidenBF16(term[i]);
+    }
+    for (size_t i = 0; i < count; ++i) term[i] = NarrowBF16(sum[i]);
+    std::memcpy(out + at * 2, term, count * 2);
+  }
+}
+
+class ExchangeCollectives final : public Collectives {
+ public:
+  ExchangeCollectives(const GroupOptions& options, uint64_t generation,
+                      std::unique_ptr<Exchange> exchange, std::shared_ptr<Clock> clock)
+      : options_(options),
+        clock_(std::move(clock)),
+        generation_(generation),
+        exchange_(std::move(exchange)),
+        send_(static_cast<size_t>(options.world_size)),
+        recv_(static_cast<size_t>(options.world_size)) {
+    for (int rank = 0; rank < options.world_size; ++rank) {
+      if (!IsAbsent(options, rank)) present_.push_back(rank);
+    }
+  }
+
+  int world_size() const override { return options_.world_size; }
+  int rank() const override { return options_.rank; }
+  bool is_present(int rank) const override { return !IsAbsent(options_, rank); }
+  uint64_t generation() const override { return generation_; }
+  absl::Status health() const override { return exchange_->state().failure().status; }
+  std::vector<int> lost_ranks() const override { return exchange_->state().failure().lost_ranks; }
+  void SetWakeup(std::function<void()> wakeup) override {
+    exchange_->state().SetWakeup(std::move(wakeup));
+  }
+  void Ring() override { exchange_->Ring(); }
+  bool PeerWaits() const override { return exchange_->state().PeerWaits(); }
+
+  void Abort(const absl::Status& why) override { AbortAfter(why, 0); }
+
+  absl::Status AllReduceSum(std::span<std::byte> data, ReduceType type, Duration timeout) override;
+  absl::Status AllGather(std::span<const std::byte> mine, std::span<std::byte> all,
+                         Duration timeout) override;
+  absl::Status Broadcast(std::span<std::byte> data, int root, Duration timeout) override;
+  absl::Status AllToAllV(std::span<const std::byte> send, std::span<const size_t> send_bytes,
+                         std::span<std::byte> recv, std::span<const size_t> recv_bytes,
+                         Duration timeout) override;
+  absl::Status Barrier(Duration timeout) override {
+    Clear();
+    return Run({.kind = CallKind::kBarrier}, Limit(timeout));
+  }
+
+ private:
+  void Clear() {
+    std::fill(send_.begin(), send_.end(), SendSpan());
+    std::fill(recv_.begin(), recv_.end(), RecvSpan());
+  }
+  CallLimit Limit(Duration timeout) { return {clock_->Now() + timeout, timeout}; }
+  absl::Status Run(const CallShape& shape, const CallLimit& limit) {
+    return exchange_->Run(shape, send_, recv_, limit);
+  }
+  void AbortAfter(const absl::Status& why, uint64_t last_good_call) {
+    const GroupState& state = exchange_->state();
+    const std::string message = absl::StrCat(state.Name(state.rank()), ": ", why.message());
+    exchange_->Abort({absl::Status(why.code(), message), {}}, last_good_call);
+  }
+  // A caller's mistake that this rank sees alone: the others must not wait for it.
+  absl::Status Refuse(const std::string& message) {
+    BATON_RETURN_IF_ERROR(health());
+    AbortAfter(absl::InvalidArgumentError(message), exchange_->state().entered());
+    return health();
+  }
+  absl::Status ReduceSmall(std::span<std::byte> data, const CallShape& shape,
+                           const CallLimit& limit);
+  absl::Status ReducePart(std::span<std::byte> part, CallShape shape, const CallLimit& limit);
+  void Sum(const CallShape& shape, std::span<const std::byte* const> terms, std::byte* out,
+           size_t bytes) const {
+    if (shape.kind == CallKind::kAllReduceF32) return SumF32(terms, out, bytes / 4);
+    SumBF16(terms, out, bytes / 2);
+  }
+  std::span<std::byte> Scratch(size_t bytes) {
+    if (scratch_.size() < bytes) scratch_.resize(bytes);
+    return std::span(scratch_).first(bytes);
+  }
+
+  const GroupOptions options_;
+  const std::shared_ptr<Clock> clock_;
+  const uint64_t generation_;
+  const std::unique_ptr<Exchange> exchange_;
+  std::vector<int> present_;
+  std::vector<SendSpan> send_;  // of the exchange at hand, by rank
+  std::vector<RecvSpan> recv_;
+  std::vector<std::byte> scratch_;  // at most reduce_part_bytes, and kSmallReduceBytes per rank
+};
+
+absl::Status ExchangeCollectives::AllReduceSum(std::span<std::byte> data, ReduceType type,
+                                               Duration timeout) {
+  const size_t element_bytes = type == ReduceType::kF32 ? 4 : 2;
+  if (data.size() % element_bytes != 0) {
+    return Refuse(absl::StrCat("AllReduceSum: ", data.size(),
+                               " bytes are no whole number of elements of ", element_bytes,
+                               " bytes"));
+  }
+  const CallShape shape{
+      .kind = type == ReduceType::kF32 ? CallKind::kAllReduceF32 : CallKind::kAllReduceBF16,
+      .bytes = data.size()};
+  const CallLimit limit = Limit(timeout);
+  if (data.size() <= kSmallReduceBytes) return ReduceSmall(data, shape, limit);
+  while (!data.empty()) {
+    const size_t bytes = std::min<size_t>(data.size(), options_.reduce_part_bytes);
+    BATON_RETURN_IF_ERROR(ReducePart(data.first(bytes), shape, limit));
+    data = data.subspan(bytes);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ExchangeCollectives::ReduceSmall(std::span<std::byte> data, const CallShape& shape,
+                                              const CallLimit& limit) {
+  const std::span<std::byte> theirs = Scratch(data.size() * present_.size());
+  std::vector<const std::byte*> terms;
+  Clear();
+  for (size_t i = 0; i < present_.size(); ++i) {
+    const size_t rank = static_cast<size_t>(present_[i]);
+    if (present_[i] == options_.rank) {
+      terms.push_back(data.data());
+      continue;
+    }
+    send_[rank] = data;
+    recv_[rank] = theirs.subspan(i * data.size(), data.size());
+    terms.push_back(recv_[rank].data());
+  }
+  BATON_RETURN_IF_ERROR(Run(shape, limit));
+  Sum(shape, terms, data.data(), data.size());
+  return absl::OkStatus();
+}
+
+// Slice i of `part` is added up by the i-th present rank.
+absl::Status ExchangeCollectives::ReducePart(std::span<std::byte> part, CallShape shape,
+                                             const CallLimit& limit) {
+  const size_t per_rank = (part.size() + present_.size() - 1) / present_.size();
+  const size_t slice_bytes =
+      (per_rank + kSliceAlignBytes - 1) / kSliceAlignBytes * kSliceAlignBytes;
+  const auto slice = [&](size_t i) {
+    const size_t begin = std::min(part.size(), i * slice_bytes);
+    return part.subspan(begin, std::min(slice_bytes, part.size() - begin));
+  };
+  const size_t self = static_cast<size_t>(
+      std::find(present_.begin(), present_.end(), options_.rank) - present_.begin());
+  const std::span<std::byte> mine = slice(self);
+  const std::span<std::byte> theirs = Scratch(mine.size() * present_.size());
+  std::vector<const std::byte*> terms;
+  Clear();
+  for (size_t i = 0; i < present_.size(); ++i) {
+    const size_t rank = static_cast<size_t>(present_[i]);
+    if (i == self) {
+      terms.push_back(mine.data());
+      continue;
+    }
+    send_[rank] = slice(i);
+    recv_[rank] = theirs.subspan(i * mine.size(), mine.size());
+    terms.push_back(recv_[rank].data());
+  }
+  shape.part = 1;
+  BATON_RETURN_IF_ERROR(Run(shape, limit));
+  Sum(shape, terms, mine.data(), mine.size());
+  Clear();
+  for (size_t i = 0; i < present_.size(); ++i) {
+    if (i == self) continue;
+    const size_t rank = static_cast<size_t>(present_[i]);
+    send_[rank] = mine;
+    recv_[rank] = slice(i);
+  }
+  shape.part = 2;
+  return Run(shape, limit);
+}
+
+absl::Status ExchangeCollectives::AllGather(std::span<const std::byte> mine,
+                                            std::span<std::byte> all, Duration timeout) {
+  if (all.size() != mine.size() * send_.size()) {
+    return Refuse(absl::StrCat("AllGather: ", mine.size(), " bytes of each of ", send_.size(),
+                               " ranks go into a buffer of ", all.size(),
+                               "; the sizes must agree"));
+  }
+  Clear();
+  for (size_t rank = 0; rank < send_.size(); ++rank) {
+    const std::span<std::byte> slot = all.subspan(rank * mine.size(), mine.size());
+    if (static_cast<int>(rank) == options_.rank) {
+      std::copy(mine.begin(), mine.end(), slot.begin());
+    } else if (is_present(static_cast<int>(rank))) {
+      send_[rank] = mine;
+      recv_[rank] = slot;
+    } else {
+      std::fill(slot.begin(), slot.end(), std::byte{0});
+    }
+  }
+  return Run({.kind = CallKind::kAllGather, .bytes = mine.size()}, Limit(timeout));
+}
+
+absl::Status ExchangeCollectives::Broadcast(std::span<std::byte> data, int root, Duration timeout) {
+  if (root < 0 || root >= options_.world_size || !is_present(root)) {
+    return Refuse(absl::StrCat("Broadcast: root is ", root, "; it must be a present rank in [0, ",
+                               options_.world_size, ")"));
+  }
+  Clear();
+  if (root == options_.rank) {
+    std::fill(send_.begin(), send_.end(), SendSpan(data));
+  } else {
+    recv_[static_cast<size_t>(root)] = data;
+  }
+  return Run(
+      {.kind = CallKind::kBroadcast, .root = static_cast<int16_t>(root), .bytes = data.size()},
+      Limit(timeout));
+}
+
+absl::Status ExchangeCollectives::AllToAllV(std::span<const std::byte> send,
+                                            std::span<const size_t> send_bytes,
+                                            std::span<std::byte> recv,
+                                            std::span<const size_t> recv_bytes, Duration timeout) {
+  const size_t ranks = send_.size();
+  if (send_bytes.size() != ranks || recv_bytes.size() != ranks) {
+    return Refuse(absl::StrCat("AllToAllV: ", send_bytes.size(), " send sizes and ",
+                               recv_bytes.size(), " receive sizes in a group of ", ranks,
+                               " ranks; there must be one each"));
+  }
+  const size_t sent = std::accumulate(send_bytes.begin(), send_bytes.end(), size_t{0});
+  const size_t received = std::accumulate(recv_bytes.begin(), recv_bytes.end(), size_t{0});
+  const size_t self = static_cast<size_t>(options_.rank);
+  if (sent != send.size() || received != recv.size() || send_bytes[self] != recv_bytes[self]) {
+    return Refuse(absl::StrCat("AllToAllV: send_bytes add up to ", sent, " for a buffer of ",
+                               send.size(), ", recv_bytes to ", received, " for one of ",
+                               recv.size(), ", and this rank sends itself ", send_bytes[self],
+                               " and expects ", recv_bytes[self], "; the sizes must agree"));
+  }
+  Clear();
+  for (size_t rank = 0; rank < ranks; ++rank) {
+    const SendSpan to = send.first(send_bytes[rank]);
+    const RecvSpan from = recv.first(recv_bytes[rank]);
+    send = send.subspan(to.size());
+    recv = recv.subspan(from.size());
+    if (!is_present(static_cast<int>(rank)) && !(to.empty() && from.empty())) {
+      return Refuse(absl::StrCat("AllToAllV: ", to.size(), " bytes to and ", from.size(),
+                                 " from rank ", rank, ", which is absent; both must be 0"));
+    }
+    send_[rank] = to;
+    recv_[rank] = from;
+  }
+  std::copy(send_[self].begin(), send_[self].end(), recv_[self].begin());
+  return Run({.kind = CallKind::kAllToAllV}, Limit(timeout));
+}
+
+}  // namespace
+
+std::unique_ptr<Collectives> MakeExchangeCollectives(const GroupOptions& options,
+                                                     uint64_t generation,
+                                                     std::unique_ptr<Exchange> exchange,
+                                                     std::shared_ptr<Clock> clock) {
+  return std::make_unique<ExchangeCollectives>(options, generation, std::move(exchange),
+                                               std::move(clock));
+}
+
+}  // namespace baton::transport
