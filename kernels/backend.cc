@@ -53,38 +53,42 @@ IsaLevel DetectIsa() {
 #endif
 }
 
-Device::Device(BackendKind kind, IsaLevel isa, const OpTable& ops, const ThreadPoolOptions& threads)
-    : kind_(kind), isa_(isa), ops_(ops), pool_(threads) {}
+Device::Device(BackendKind kind, IsaLevel isa, const OpTable& ops, const ThreadPoolOptions& threads,
+               int64_t min_parallel_work)
+    : kind_(kind), isa_(isa), ops_(ops), min_parallel_work_(min_parallel_work), pool_(threads) {}
 
-absl::StatusOr<DeviceBuffer> Device::Allocate(size_t bytes) { return ops_.allocate(*this, bytes); }
+absl::StatusOr<DeviceBuffer> Device::Allocate(size_t bytes) {
+  return ops_.memory.allocate(*this, bytes);
+}
 
 absl::Status Device::CopyToDevice(void* device, const void* host, size_t bytes) {
-  return ops_.copy_to_device(*this, device, host, bytes);
+  return ops_.memory.copy_to_device(*this, device, host, bytes);
 }
 
 absl::Status Device::CopyToHost(void* host, const void* device, size_t bytes) {
-  return ops_.copy_to_host(*this, host, device, bytes);
+  return ops_.memory.copy_to_host(*this, host, device, bytes);
 }
 
-absl::Status Device::Synchronize() { return ops_.synchronize(*this); }
+absl::Status Device::Synchronize() { return ops_.memory.synchronize(*this); }
 
 absl::StatusOr<std::unique_ptr<Device>> CreateDevice(const DeviceOptions& options) {
   if (options.threads < 0 || options.threads > 1024) {
     return absl::InvalidArgumentError(
         absl::StrCat("threads is ", options.threads, ", expected 0 (one for each CPU) to 1024"));
   }
-  const ThreadPoolOptions threads{.threads = options.threads, .pin = options.pin};
+  const auto make = [&options](IsaLevel isa, const OpTable& ops, int threads) {
+    return std::make_unique<Device>(options.backend, isa, ops,
+                                    ThreadPoolOptions{.threads = threads, .pin = options.pin},
+                                    options.min_parallel_work);
+  };
   switch (options.backend) {
     case BackendKind::kReference:
-      return std::make_unique<Device>(options.backend, IsaLevel::kPortable, ReferenceOps(),
-                                      ThreadPoolOptions{.threads = 1});
+      return make(IsaLevel::kPortable, ReferenceOps(), 1);
     case BackendKind::kCpu:
-      return std::make_unique<Device>(options.backend, std::min(options.max_isa, DetectIsa()),
-                                      CpuOps(), threads);
+      return make(std::min(options.max_isa, DetectIsa()), CpuOps(), options.threads);
     case BackendKind::kCuda:
 #if defined(BATON_WITH_CUDA)
-      return std::make_unique<Device>(options.backend, IsaLevel::kPortable, CudaOps(),
-                                      ThreadPoolOptions{.threads = 1});
+      return make(IsaLevel::kPortable, CudaOps(), 1);
 #else
       return absl::FailedPreconditionError(
           "this binary was built without the CUDA backend; build the preset `cuda` "

@@ -42,6 +42,10 @@ struct DeviceOptions {
   int threads = 0;   // 0: one for each CPU the process may run on; else 1..1024
   bool pin = false;  // pin thread i to the i-th allowed CPU
   IsaLevel max_isa = IsaLevel::kAvx512Bf16;  // the level used is min(max_isa, DetectIsa())
+  // Work of one op, in elementary operations (a multiply-add), below which it stays on the calling
+  // thread. The default is about 20 microseconds of one core, the price of waking another on a
+  // machine that has other things to do; 0 shares out everything (no bit changes).
+  int64_t min_parallel_work = int64_t{1} << 18;
 };
 
 struct OpTable;  // kernels/op_table.h
@@ -62,7 +66,8 @@ class DeviceBuffer {
 
 class Device {
  public:
-  Device(BackendKind kind, IsaLevel isa, const OpTable& ops, const ThreadPoolOptions& threads);
+  Device(BackendKind kind, IsaLevel isa, const OpTable& ops, const ThreadPoolOptions& threads,
+         int64_t min_parallel_work);
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
@@ -70,6 +75,7 @@ class Device {
   IsaLevel isa() const { return isa_; }
   const OpTable& ops() const { return ops_; }
   ThreadPool& pool() { return pool_; }
+  int64_t min_parallel_work() const { return min_parallel_work_; }
   // Valid inside one op: every op resets it first.
   Scratch& scratch() { return scratch_; }
   // Whether the host may dereference tensor data of this device.
@@ -87,6 +93,7 @@ class Device {
   const BackendKind kind_;
   const IsaLevel isa_;
   const OpTable& ops_;
+  const int64_t min_parallel_work_;
   ThreadPool pool_;
   Scratch scratch_;
 };

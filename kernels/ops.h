@@ -18,6 +18,11 @@
 //  - ROW INVARIANCE: what is written for one row depends on that row's inputs only, bit for bit:
 //  not on the other rows,
 //    their number, the chunking or the thread count (one backend, one ISA level).
+//  - ISA LEVELS of the cpu backend differ in the last bits wherever floats are summed: in the order
+//  of a sum, and in the multiply-add, which rounds once from AVX2 on and twice at the portable
+//  level
+//  ("fused" below means the level's multiply-add). Embed, QuantizeFp8, PagesPack, PagesUnpack,
+//  MoePermute, LogitsMask and the token of Sample are the same bits on every level and backend.
 //  - Errors: INVALID_ARGUMENT for a wrong shape, dtype, alignment, null or range, naming value and
 //  expectation; nothing is
 //    written then. On host backends the contents of index tensors (ids, slots, page tables,

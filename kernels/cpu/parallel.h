@@ -7,17 +7,12 @@
 
 namespace baton::kernels::cpu {
 
-// Work, in elementary operations (a multiply-add), below which waking other threads costs more than
-// they save: about 20 microseconds of one core, the price of a wake-up on a machine that has other
-// things to do.
-inline constexpr int64_t kSerialWork = int64_t{1} << 18;
-
-// body(begin, end, thread) over [0, count): on the device's threads if count * cost is worth it,
-// else on the caller's.
+// body(begin, end, thread) over [0, count), each of `cost` elementary operations: on the device's
+// threads if there is enough work (DeviceOptions::min_parallel_work), else on the caller's.
 template <typename Body>
 void ParallelFor(Device& device, int64_t count, int64_t cost, const Body& body) {
   if (count <= 0) return;
-  if (count == 1 || count * cost < kSerialWork) {
+  if (count == 1 || count * cost < device.min_parallel_work()) {
     body(int64_t{0}, count, 0);
   } else {
     device.pool().ParallelFor(count, body);

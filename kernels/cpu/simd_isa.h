@@ -50,7 +50,7 @@ BATON_INLINE V Mul(V a, V b) {
 BATON_INLINE V Div(V a, V b) {
   return Map([&](int i) { return a.f[i] / b.f[i]; });
 }
-// Two roundings here, one where the machine has fused multiply-add.
+// Two roundings at this level, which has no instruction for one: ops.h, "ISA LEVELS".
 BATON_INLINE V Fma(V a, V b, V c) {
   return Map([&](int i) { return a.f[i] * b.f[i] + c.f[i]; });
 }

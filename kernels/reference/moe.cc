@@ -86,6 +86,28 @@ absl::Status MoeGate(Device&, const MoeGateArgs& args) {
   return absl::OkStatus();
 }
 
+absl::Status MoePermute(Device&, const MoePermuteArgs& args) {
+  const int64_t pairs = args.experts.elements(), top_k = args.experts.dim(1);
+  const int64_t experts = args.offsets.dim(0) - 1;
+  const int32_t* ids = args.experts.as<const int32_t>();
+  int32_t* offsets = args.offsets.as<int32_t>();
+  int32_t* row_tokens = args.row_tokens.as<int32_t>();
+  int32_t* rows = args.rows.as<int32_t>();
+  std::fill(row_tokens, row_tokens + pairs, -1);
+  std::fill(rows, rows + pairs, -1);
+  int32_t row = 0;
+  for (int64_t e = 0; e < experts; ++e) {
+    offsets[e] = row;
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      if (ids[pair] != args.first_expert + e) continue;
+      row_tokens[row] = static_cast<int32_t>(pair / top_k);
+      rows[pair] = row++;
+    }
+  }
+  offsets[experts] = row;
+  return absl::OkStatus();
+}
+
 absl::Status MoeCombine(Device&, const MoeCombineArgs& args) {
   const int64_t top_k = args.rows.dim(1);
   for (int64_t t = 0; t < args.out.dim(0); ++t) {

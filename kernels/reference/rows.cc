@@ -1,8 +1,9 @@
 // Embedding, norm, dense layers and quantization.
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
-#include "kernels/page_entry.h"
 #include "kernels/reference/reference_ops.h"
 #include "kernels/reference/values.h"
 
@@ -65,15 +66,45 @@ absl::Status GroupedLinear(Device&, const GroupedLinearArgs& args) {
   return absl::OkStatus();
 }
 
+namespace {
+
+// The code whose value is nearest to `value`, the even one of two: by trying all of them.
+uint8_t NearestCode(float value) {
+  if (std::isnan(value)) return std::signbit(value) ? 0xFF : 0x7F;
+  const uint8_t sign = std::signbit(value) ? 0x80 : 0;
+  const double magnitude = std::fabs(value);
+  uint8_t best = 0;
+  for (uint8_t code = 1; code < 0x7F; ++code) {
+    const double distance = std::fabs(F8E4M3ToF32(code) - magnitude);
+    const double best_distance = std::fabs(F8E4M3ToF32(best) - magnitude);
+    if (distance < best_distance || (distance == best_distance && code % 2 == 0)) best = code;
+  }
+  return sign | best;
+}
+
+}  // namespace
+
 absl::Status QuantizeFp8(Device&, const QuantizeFp8Args& args) {
+  constexpr int64_t kGroup = 128;
   const int64_t k = args.x.dim(1);
   for (int64_t t = 0; t < args.x.dim(0); ++t) {
-    for (int64_t begin = 0; begin < k; begin += kQuantGroup) {
-      const int64_t count = std::min<int64_t>(kQuantGroup, k - begin);
-      float group[kQuantGroup];
-      for (int64_t i = 0; i < count; ++i) group[i] = static_cast<float>(At(args.x, t, begin + i));
-      args.scales.row<float>(t)[begin / kQuantGroup] =
-          QuantizeGroup(group, count, args.out.row<uint8_t>(t) + begin);
+    uint8_t* out = args.out.row<uint8_t>(t);
+    for (int64_t begin = 0; begin < k; begin += kGroup) {
+      const int64_t end = std::min(begin + kGroup, k);
+      float largest = 0.0f;
+      bool finite = true;
+      for (int64_t i = begin; i < end; ++i) {
+        const float magnitude = std::fabs(static_cast<float>(At(args.x, t, i)));
+        largest = std::max(largest, magnitude);
+        finite = finite && std::isfinite(magnitude);
+      }
+      float scale = largest / 448.0f;
+      if (scale == 0.0f) scale = 1.0f;  // all zero, or so small that the scale vanishes
+      if (!finite) scale = std::numeric_limits<float>::quiet_NaN();
+      for (int64_t i = begin; i < end; ++i) {
+        out[i] = NearestCode(static_cast<float>(At(args.x, t, i)) / scale);
+      }
+      args.scales.row<float>(t)[begin / kGroup] = scale;
     }
   }
   return absl::OkStatus();

@@ -1,4 +1,4 @@
-// Samplers, by full sorts.
+// The logits' mask, and samplers by full sorts.
 
 #include <algorithm>
 #include <limits>
@@ -68,6 +68,19 @@ int32_t Choose(const std::vector<float>& logits, const SampleParams& params) {
 }
 
 }  // namespace
+
+absl::Status LogitsMask(Device&, const LogitsMaskArgs& args) {
+  for (int64_t t = 0; t < args.logits.dim(0); ++t) {
+    for (int64_t i = 0; i < args.logits.dim(1); ++i) {
+      const uint32_t word = args.mask.row<const uint32_t>(t)[i / 32];
+      const uint32_t bit = uint32_t{1} << (i % 32);
+      if ((word & bit) == 0) {
+        args.logits.row<float>(t)[i] = -std::numeric_limits<float>::infinity();
+      }
+    }
+  }
+  return absl::OkStatus();
+}
 
 absl::Status Sample(Device&, const SampleArgs& args) {
   for (int64_t t = 0; t < args.logits.dim(0); ++t) {

@@ -128,6 +128,13 @@ inline std::unique_ptr<Device> MakeDevice(BackendKind backend, int threads = 1,
   return *std::move(device);
 }
 
+// A cpu device that shares out even the least work between its threads.
+inline std::unique_ptr<Device> SplittingDevice(int threads, IsaLevel isa) {
+  auto device = CreateDevice({.threads = threads, .max_isa = isa, .min_parallel_work = 0});
+  BATON_CHECK(device.ok());
+  return *std::move(device);
+}
+
 // The cpu backend's levels that this machine runs.
 inline std::vector<IsaLevel> IsaLevels() {
   std::vector<IsaLevel> levels;

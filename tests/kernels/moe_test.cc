@@ -136,23 +136,44 @@ TEST_P(MoeTest, GateIsRowInvariant) {
 
 TEST_P(MoeTest, PermuteGroupsByExpertAndSkipsForeignOnes) {
   const Owned experts = Ints({4, 2, 7, 4, 3, 2}, {3, 2});
-  Owned offsets(DType::kI32, {4}), row_tokens(DType::kI32, {6}), rows(DType::kI32, {3, 2});
-  MoePermuteArgs args{.experts = experts.view(), .first_expert = 2};
-  args.offsets = offsets.view();  // experts 2, 3 and 4 are here
-  args.row_tokens = row_tokens.view();
-  args.rows = rows.view();
-  EXPECT_OK(MoePermute(*device_, args));
-  EXPECT_EQ(offsets.bytes(), Ints({0, 2, 3, 5}).bytes());
-  EXPECT_EQ(row_tokens.bytes(), Ints({0, 2, 2, 0, 1, -1}).bytes());
-  EXPECT_EQ(rows.bytes(), Ints({3, 0, -1, 4, 2, 1}).bytes());
+  for (Device* device : {device_.get(), reference_.get()}) {
+    Owned offsets(DType::kI32, {4}), row_tokens(DType::kI32, {6}), rows(DType::kI32, {3, 2});
+    MoePermuteArgs args{.experts = experts.view(), .first_expert = 2};
+    args.offsets = offsets.view();  // experts 2, 3 and 4 are here
+    args.row_tokens = row_tokens.view();
+    args.rows = rows.view();
+    EXPECT_OK(MoePermute(*device, args));
+    EXPECT_EQ(offsets.bytes(), Ints({0, 2, 3, 5}).bytes());
+    EXPECT_EQ(row_tokens.bytes(), Ints({0, 2, 2, 0, 1, -1}).bytes());
+    EXPECT_EQ(rows.bytes(), Ints({3, 0, -1, 4, 2, 1}).bytes());
+  }
+}
+
+TEST_P(MoeTest, PermuteMatchesReference) {
+  for (const int64_t tokens : {1, 7, 33}) {
+    std::vector<int32_t> chosen;
+    for (int64_t i = 0; i < tokens * 4; ++i) chosen.push_back(static_cast<int32_t>(rng_.Below(20)));
+    const Owned experts = Ints(chosen, {tokens, 4});
+    std::vector<Owned> results[2];
+    for (const bool oracle : {false, true}) {
+      Owned offsets(DType::kI32, {10}), row_tokens(DType::kI32, {tokens * 4});
+      Owned rows(DType::kI32, {tokens, 4});
+      EXPECT_OK(MoePermute(oracle ? *reference_ : *device_,
+                           {experts.view(), 6, offsets.view(), row_tokens.view(), rows.view()}));
+      results[oracle] = {offsets, row_tokens, rows};
+    }
+    for (size_t i = 0; i < 3; ++i) EXPECT_EQ(results[0][i].bytes(), results[1][i].bytes());
+  }
 }
 
 TEST_P(MoeTest, PermuteOfNothing) {
   const Owned experts(DType::kI32, {0, 2});
-  Owned offsets = Ints({9, 9, 9}), row_tokens(DType::kI32, {0}), rows(DType::kI32, {0, 2});
-  EXPECT_OK(
-      MoePermute(*device_, {experts.view(), 0, offsets.view(), row_tokens.view(), rows.view()}));
-  EXPECT_EQ(offsets.bytes(), Ints({0, 0, 0}).bytes());
+  for (Device* device : {device_.get(), reference_.get()}) {
+    Owned offsets = Ints({9, 9, 9}), row_tokens(DType::kI32, {0}), rows(DType::kI32, {0, 2});
+    EXPECT_OK(
+        MoePermute(*device, {experts.view(), 0, offsets.view(), row_tokens.view(), rows.view()}));
+    EXPECT_EQ(offsets.bytes(), Ints({0, 0, 0}).bytes());
+  }
 }
 
 TEST_P(MoeTest, CombineMatchesReferenceAndIgnoresPlacement) {

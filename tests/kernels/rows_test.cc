@@ -113,6 +113,58 @@ TEST_P(RowsTest, RmsNormIsRowInvariant) {
   for (int64_t r = 0; r < 33; ++r) EXPECT_EQ(run(1, r, r + 1).bytes(), RowBytes(all, r));
 }
 
+// A row alone has the bits that it has in every batch of 2 to 33 rows.
+TEST_P(RowsTest, EmbedIsRowInvariant) {
+  const Owned table = Random(rng_, DType::kBF16, {50, 137});
+  const auto run = [&](int threads, int64_t begin, int64_t end) {
+    std::vector<int32_t> rows;
+    for (int64_t r = begin; r < end; ++r) rows.push_back(static_cast<int32_t>(r * 7 % 50));
+    const Owned ids = Ints(rows);
+    Owned out(DType::kF32, {end - begin, 137});
+    EXPECT_OK(Embed(*SplittingDevice(threads, GetParam()), {ids.view(), table.view(), out.view()}));
+    return out;
+  };
+  for (int64_t rows = 2; rows <= 33; ++rows) {
+    const Owned all = run(2, 0, rows);
+    for (int64_t r = 0; r < rows; ++r) ASSERT_EQ(run(1, r, r + 1).bytes(), RowBytes(all, r));
+  }
+}
+
+TEST_P(RowsTest, QuantizeIsRowInvariant) {
+  const Owned x = Random(rng_, DType::kBF16, {33, 260}, 5.0f);
+  struct Result {
+    Owned codes, scales;
+  };
+  const auto run = [&](int threads, int64_t begin, int64_t end) {
+    const Owned part = Rows(x, begin, end);
+    Result out{Owned(DType::kF8E4M3, {end - begin, 260}), Owned(DType::kF32, {end - begin, 3})};
+    EXPECT_OK(QuantizeFp8(*SplittingDevice(threads, GetParam()),
+                          {part.view(), out.codes.view(), out.scales.view()}));
+    return out;
+  };
+  for (int64_t rows = 2; rows <= 33; ++rows) {
+    const Result all = run(2, 0, rows);
+    for (int64_t r = 0; r < rows; ++r) {
+      const Result one = run(1, r, r + 1);
+      ASSERT_EQ(one.codes.bytes(), RowBytes(all.codes, r));
+      ASSERT_EQ(one.scales.bytes(), RowBytes(all.scales, r));
+    }
+  }
+}
+
+// By hand: 7 is 448 / 64, so the scale is 1/64 and every value a multiple of it.
+TEST_P(RowsTest, QuantizeByHand) {
+  const float values[] = {7.0f, -7.0f, 0.0f, 1.0f, 1.0625f, 6.6f, 0x1p-15f, 0x1.8p-15f, -1e-9f};
+  const uint8_t codes[] = {0x7E, 0xFE, 0x00, 0x68, 0x68, 0x7D, 0x01, 0x02, 0x80};
+  Owned x(DType::kF32, {1, 9}), out(DType::kF8E4M3, {1, 9}), scales(DType::kF32, {1, 1});
+  for (int i = 0; i < 9; ++i) x.set(i, values[i]);
+  for (Device* device : {device_.get(), reference_.get()}) {
+    EXPECT_OK(QuantizeFp8(*device, {x.view(), out.view(), scales.view()}));
+    EXPECT_EQ(scales.at(0), 1.0f / 64);
+    for (int i = 0; i < 9; ++i) EXPECT_EQ(out.as<uint8_t>()[i], codes[i]) << values[i];
+  }
+}
+
 TEST_P(RowsTest, QuantizeMatchesReferenceExactly) {
   for (int64_t k : {1, 128, 300}) {
     for (DType dtype : {DType::kF32, DType::kBF16}) {

@@ -175,14 +175,16 @@ TEST_P(SampleTest, IsRowInvariant) {
 }
 
 TEST_P(SampleTest, MaskForbidsTokens) {
-  Owned logits = Random(rng_, DType::kF32, {2, 40});
-  const Owned before = logits;
+  const Owned before = Random(rng_, DType::kF32, {2, 40});
   const Owned mask = Ints({-1, -1, 5, 1 << 7}, {2, 2});
-  EXPECT_OK(LogitsMask(*device_, {logits.view(), mask.view()}));
-  for (int64_t i = 0; i < 40; ++i) {
-    EXPECT_EQ(logits.at(i), before.at(i));
-    const bool allowed = i == 0 || i == 2 || i == 39;
-    EXPECT_EQ(logits.at(40 + i), allowed ? before.at(40 + i) : -INFINITY);
+  for (Device* device : {device_.get(), reference_.get()}) {
+    Owned logits = before;
+    EXPECT_OK(LogitsMask(*device, {logits.view(), mask.view()}));
+    for (int64_t i = 0; i < 40; ++i) {
+      EXPECT_EQ(logits.at(i), before.at(i));
+      const bool allowed = i == 0 || i == 2 || i == 39;
+      EXPECT_EQ(logits.at(40 + i), allowed ? before.at(40 + i) : -INFINITY);
+    }
   }
 }
 

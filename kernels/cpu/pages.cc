@@ -1,15 +1,15 @@
-// Hand-off messages on host backends: copies between pages and one contiguous buffer.
+// Hand-off messages: copies between pages and one contiguous buffer.
 
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/host_ops.h"
+#include "kernels/cpu/cpu_ops.h"
 #include "kernels/page_entry.h"
 #include "xxhash.h"
 
-namespace baton::kernels {
+namespace baton::kernels::cpu {
 
-absl::Status HostPagesPack(Device&, const PagesPackArgs& args) {
+absl::Status PagesPack(Device&, const PagesPackArgs& args) {
   uint8_t* to = args.message.as<uint8_t>();
   const int64_t entry = KvEntryBytes(args.pages.format, args.pages.kv_lora, args.pages.rope);
   for (const PageRange& range : args.ranges) {
@@ -22,7 +22,7 @@ absl::Status HostPagesPack(Device&, const PagesPackArgs& args) {
   return absl::OkStatus();
 }
 
-absl::Status HostPagesUnpack(Device&, const PagesUnpackArgs& args) {
+absl::Status PagesUnpack(Device&, const PagesUnpackArgs& args) {
   const uint64_t checksum =
       XXH3_64bits_withSeed(args.message.data, args.message.bytes(), args.seed);
   if (checksum != args.checksum) {
@@ -41,4 +41,4 @@ absl::Status HostPagesUnpack(Device&, const PagesUnpackArgs& args) {
   return absl::OkStatus();
 }
 
-}  // namespace baton::kernels
+}  // namespace baton::kernels::cpu
