@@ -26,6 +26,30 @@ if(BATON_SANITIZE)
   target_compile_options(baton_flags INTERFACE -fno-sanitize-recover=all)
 endif()
 
+# What every test runs with, and every `baton` that it starts. A report of a sanitizer ends the process, so that a test
+# which only looks at its children from outside fails as well.
+set(BATON_TEST_ENVIRONMENT
+    ASAN_OPTIONS=detect_stack_use_after_return=1
+    LSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/lsan.supp:print_suppressions=0
+    TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp
+    UBSAN_OPTIONS=print_stacktrace=1)
+# Sanitized code may take this many times as long before ctest ends it.
+set(BATON_TEST_TIMEOUT_SCALE 1)
+if(BATON_SANITIZE)
+  # UCX patches madvise and others when it is loaded, which ThreadSanitizer's runtime does not survive.
+  list(APPEND BATON_TEST_ENVIRONMENT UCX_MEM_EVENTS=n)
+  set(BATON_TEST_TIMEOUT_SCALE 6)
+endif()
+
+# baton_test_properties(NAME TIMEOUT seconds LABELS label ...)
+# For every test, also those that are no gtest binary. The time limit is that of a build without sanitizers.
+function(baton_test_properties name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "LABELS" ${ARGN})
+  math(EXPR timeout "${ARG_TIMEOUT} * ${BATON_TEST_TIMEOUT_SCALE}")
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${timeout}
+                       ENVIRONMENT "${BATON_TEST_ENVIRONMENT}")
+endfunction()
+
 # baton_library(NAME SRCS a.cc ... DEPS target ...)
 # A library without sources becomes an INTERFACE library, so that folders can grow into their place.
 function(baton_library name)
@@ -51,11 +75,5 @@ function(baton_test name)
   target_compile_definitions(${name} PRIVATE BATON_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
                              BATON_BINARY_DIR="${CMAKE_BINARY_DIR}")
   add_test(NAME ${name} COMMAND ${name})
-  # UCX patches madvise and others when it is loaded, which ThreadSanitizer's runtime does not survive.
-  set(ucx_hooks "")
-  if(BATON_SANITIZE)
-    set(ucx_hooks "UCX_MEM_EVENTS=n;")
-  endif()
-  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
-                       ENVIRONMENT "${ucx_hooks}ASAN_OPTIONS=detect_stack_use_after_return=1;TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp;UBSAN_OPTIONS=print_stacktrace=1")
+  baton_test_properties(${name} LABELS ${ARG_LABELS} TIMEOUT ${ARG_TIMEOUT})
 endfunction()
