@@ -68,13 +68,14 @@ void ArgCheck::WeightMatrix(const char* name, const Weight& weight, int64_t rows
     return Absent("scales of a matrix that is not F8E4M3", weight.scales);
   }
   Range("block_n", weight.block_n, 1, INT32_MAX);
+  Range("first_row", weight.first_row, 0, weight.block_n - 1);
   Range("block_k", weight.block_k, 64, INT32_MAX);
   if (weight.block_k % 64 != 0) {
     return Fail(absl::StrCat("block_k is ", weight.block_k, ", expected a multiple of 64"));
   }
   if (!ok()) return;
   Tensor("block scales of an F8E4M3 matrix", weight.scales, kF32Only,
-         {CeilDiv(rows, weight.block_n), CeilDiv(columns, weight.block_k)});
+         {CeilDiv(weight.first_row + rows, weight.block_n), CeilDiv(columns, weight.block_k)});
 }
 
 void ArgCheck::SameKind(const char* name, const Weight& a, const Weight& b) {

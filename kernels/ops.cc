@@ -31,6 +31,16 @@ absl::Status CheckSampleParams(ArgCheck& check, const SampleParams& params, int6
 
 }  // namespace
 
+Weight Weight::Rows(int64_t begin, int64_t end) const {
+  Weight part = *this;
+  part.w = w.Slice(0, begin, end);
+  if (scales.absent()) return part;
+  const int64_t first = first_row + begin, last = first_row + end;
+  part.scales = scales.Slice(0, first / block_n, (last + block_n - 1) / block_n);
+  part.first_row = static_cast<int>(first % block_n);
+  return part;
+}
+
 absl::Status Embed(Device& device, const EmbedArgs& args) {
   ArgCheck check("Embed", device);
   const int64_t rows = args.ids.dim(0), hidden = args.table.dim(1);

@@ -43,12 +43,16 @@ namespace baton::kernels {
 // A weight matrix as checkpoints store it: [N, K] (out, in), BF16, F32 or F8E4M3.
 struct Weight {
   TensorView w;       // [N, K] rows
-  TensorView scales;  // F32 [ceil(N / block_n), ceil(K / block_k)]; w[n][k] * scales[n / block_n][k
-                      // / block_k]. Required for F8E4M3, absent otherwise. This is the checkpoint's
-                      // `weight_scale_inv`.
+  TensorView scales;  // F32 [ceil((first_row + N) / block_n), ceil(K / block_k)]; w[n][k] stands
+                      // for w[n][k] * scales[(first_row + n) / block_n][k / block_k]. Required for
+                      // F8E4M3, absent otherwise. This is the checkpoint's `weight_scale_inv`.
   int block_n = 128;  // > 0
   int block_k = 128;  // > 0, a multiple of 64
+  int first_row = 0;  // in [0, block_n): where in its block w begins; not 0 only for some of Rows()
   bool absent() const { return w.absent(); }
+
+  // Rows [begin, end) of this matrix (outputs begin .. end - 1 of the linear map), in place.
+  Weight Rows(int64_t begin, int64_t end) const;
 };
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -201,7 +201,9 @@ void MultiplyColumns(const GemmCall& call, const W* w, int64_t w_stride, int64_t
     const int columns = count - c >= kTileColumns ? kTileColumns : 1;
     for (int i = 0; i < columns; ++i) {
       tile.w[i] = w + (c + i) * w_stride;
-      if (kScaled) tile.scales[i] = weight.scales.row<const float>((n + c + i) / weight.block_n);
+      if (kScaled)
+        tile.scales[i] =
+            weight.scales.row<const float>((weight.first_row + n + c + i) / weight.block_n);
     }
     float* out = call.out + (n + c - call.n_begin) * call.column_stride;
     if (columns == kTileColumns) {

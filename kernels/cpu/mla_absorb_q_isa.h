@@ -22,7 +22,7 @@ void AbsorbTile(const AbsorbHead& head, int64_t row, int64_t column) {
     BATON_UNROLL
     for (int g = 0; g < G; ++g) value[g] = Load(w + g * kLanes);
     if constexpr (sizeof(W) == 1) {
-      const V scale = Set(weight.scales.row<const float>((head.w_row + d) /
+      const V scale = Set(weight.scales.row<const float>((weight.first_row + head.w_row + d) /
                                                          weight.block_n)[column / weight.block_k]);
       BATON_UNROLL
       for (int g = 0; g < G; ++g) value[g] = Mul(value[g], scale);

@@ -44,7 +44,7 @@ inline void Put(const TensorView& view, int64_t row, int64_t column, double valu
 inline double At(const Weight& weight, int64_t n, int64_t k) {
   const double value = At(weight.w, n, k);
   if (weight.scales.absent()) return value;
-  return value * At(weight.scales, n / weight.block_n, k / weight.block_k);
+  return value * At(weight.scales, (weight.first_row + n) / weight.block_n, k / weight.block_k);
 }
 
 // Row t of x times row n of the weight.

@@ -219,6 +219,38 @@ TEST_P(AttentionTest, DecodeStepsMatchReference) {
   }
 }
 
+// Some of the heads, with their rows of kv_b, give those heads of the whole: what the ranks of a
+// tensor-parallel group compute.
+TEST_P(AttentionTest, HeadsAreIndependentOfTheirNumber) {
+  for (const Shape& shape : {kShapes[1], kShapes[2]}) {
+    SCOPED_TRACE(Describe(shape));
+    const Cache cache = MakeCache(rng_, shape, {3, 70}, {67, 70});
+    const OwnedWeight kv_b = KvB(shape, DType::kF8E4M3);
+    const Owned q = Q(shape, cache.rows, DType::kBF16);
+    const Owned all = Prefill(*device_, cache, q, kv_b);
+    const int64_t per_head = shape.nope + shape.v, depth = shape.nope + shape.rope;
+    for (int64_t head = 0; head < shape.heads; ++head) {
+      Owned q_part(DType::kBF16, {cache.rows, 1, depth}),
+          out(DType::kBF16, {cache.rows, 1, shape.v});
+      Owned expected = out;
+      for (int64_t t = 0; t < cache.rows; ++t) {
+        std::copy_n(q.view().row<const uint16_t>(t) + head * depth, depth,
+                    q_part.view().row<uint16_t>(t));
+        std::copy_n(all.view().row<const uint16_t>(t) + head * shape.v, shape.v,
+                    expected.view().row<uint16_t>(t));
+      }
+      EXPECT_OK(
+          MlaPrefill(*device_, {.q = q_part.view(),
+                                .kv_b = kv_b.view().Rows(head * per_head, (head + 1) * per_head),
+                                .pages = cache.pages(),
+                                .batch = cache.batch(),
+                                .out = out.view(),
+                                .softmax_scale = Scale(shape)}));
+      EXPECT_EQ(out.bytes(), expected.bytes()) << "head " << head;
+    }
+  }
+}
+
 // The two forms compute the same function.
 TEST_P(AttentionTest, AbsorbedFormEqualsExpandedForm) {
   const Shape shape = {6, 64, 32, 64, 128, 64, KvFormat::kF32};

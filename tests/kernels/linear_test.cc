@@ -125,6 +125,40 @@ TEST_P(LinearTest, ReadsStridedRowsInPlace) {
   EXPECT_TRUE(Near(expected, actual, 8 * SumEpsilon(128)));
 }
 
+// A slice of a matrix, wherever in a block it begins and ends, gives those outputs of the whole.
+TEST_P(LinearTest, SlicesOfAMatrixGiveTheSameBits) {
+  for (DType weight : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+    const Dims dims{6, 390, 200};
+    SCOPED_TRACE(Describe(dims, DType::kBF16, weight));
+    const Owned x = Random(rng_, DType::kBF16, {dims.rows, dims.k});
+    const OwnedWeight w = RandomWeight(rng_, weight, dims.n, dims.k);
+    Owned all(DType::kF32, {dims.rows, dims.n});
+    EXPECT_OK(Linear(*device_, {.x = x.view(), .w = w.view(), .out = all.view()}));
+    Owned parts(DType::kF32, {dims.rows, dims.n}), nested = parts;
+    const int64_t ends[] = {0, 1, 96, 192, 288, 300, 384, 390};
+    for (size_t i = 0; i + 1 < std::size(ends); ++i) {
+      const int64_t begin = ends[i], end = ends[i + 1];
+      EXPECT_OK(Linear(*device_, {.x = x.view(),
+                                  .w = w.view().Rows(begin, end),
+                                  .out = parts.view().Slice(1, begin, end)}));
+      // A slice of a slice.
+      EXPECT_OK(Linear(
+          *device_, {.x = x.view(),
+                     .w = w.view().Rows(begin / 2, dims.n).Rows(begin - begin / 2, end - begin / 2),
+                     .out = nested.view().Slice(1, begin, end)}));
+    }
+    EXPECT_EQ(parts.bytes(), all.bytes());
+    EXPECT_EQ(nested.bytes(), all.bytes());
+    Owned expected(DType::kF32, {dims.rows, 97});
+    EXPECT_OK(
+        Linear(*reference_, {.x = x.view(), .w = w.view().Rows(100, 197), .out = expected.view()}));
+    Owned actual(DType::kF32, {dims.rows, 97});
+    EXPECT_OK(
+        Linear(*device_, {.x = x.view(), .w = w.view().Rows(100, 197), .out = actual.view()}));
+    EXPECT_TRUE(Near(expected, actual, 8 * SumEpsilon(dims.k)));
+  }
+}
+
 TEST_P(LinearTest, RowInvariant) {
   for (DType act : {DType::kF32, DType::kBF16}) {
     for (DType weight : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
