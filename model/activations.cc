@@ -31,11 +31,32 @@ TensorView FirstRows(const TensorView& view, int64_t rows) {
   return view.absent() ? view : view.Slice(0, 0, rows);
 }
 
+void PlaceAttention(const ModelConfig& c, const PassLimits& limits, Placer& placer,
+                    Activations& a) {
+  const DType act = limits.act;
+  const int64_t own = ShareOf(limits.max_rows, 0, limits.row_ranks).stride;
+  const int64_t all = own * limits.row_ranks;  // what AllGather fills: whole shares
+  const int64_t heads = limits.heads > 0 ? limits.heads : c.heads;
+  const bool split = limits.row_ranks > 1;
+  if (c.q_lora_rank > 0) a.own_q_a = placer.Place(act, {own, c.q_lora_rank});
+  a.own_kv_a = placer.Place(act, {own, c.latent_dim()});
+  const TensorView q_source = c.q_lora_rank > 0 ? a.own_q_a : a.normed;
+  a.q_a = split ? placer.Place(act, {all, q_source.dim(1)}) : q_source;
+  a.kv_a = split ? placer.Place(act, {all, c.latent_dim()}) : a.own_kv_a;
+  a.q = placer.Place(act, {limits.max_rows, heads, c.qk_head_dim()});
+  a.q_latent = placer.Place(act, {limits.max_rows, heads, c.kv_lora_rank});
+  a.out_latent = placer.Place(act, {limits.max_rows, heads, c.kv_lora_rank});
+  a.heads_out = placer.Place(act, {limits.max_rows, heads, c.v_head_dim});
+  if (split) a.received = placer.Place(act, {own * c.heads * c.v_head_dim});
+  a.own_heads = split ? placer.Place(act, {own, c.heads, c.v_head_dim}) : a.heads_out;
+}
+
 }  // namespace
 
 Activations LayOutActivations(const ModelConfig& c, const PassLimits& limits, void* base,
                               int64_t& bytes) {
   const int64_t rows = limits.max_rows;
+  const int64_t own = ShareOf(rows, 0, limits.row_ranks).stride;
   const int64_t hidden = c.hidden_size;
   const int64_t choices = c.experts_per_token;
   const DType act = limits.act;
@@ -48,33 +69,31 @@ Activations LayOutActivations(const ModelConfig& c, const PassLimits& limits, vo
   a.context_len = placer.Place(DType::kI32, {rows});
   a.page_table = placer.Place(DType::kI32, {rows * limits.max_sequence_pages});
 
-  a.hidden = placer.Place(DType::kF32, {rows, hidden});
-  a.normed = placer.Place(act, {rows, hidden});
-
-  if (c.q_lora_rank > 0) a.q_a = placer.Place(act, {rows, c.q_lora_rank});
-  a.q = placer.Place(act, {rows, c.heads, c.qk_head_dim()});
-  a.kv_a = placer.Place(act, {rows, c.latent_dim()});
-  a.q_latent = placer.Place(act, {rows, c.heads, c.kv_lora_rank});
-  a.out_latent = placer.Place(act, {rows, c.heads, c.kv_lora_rank});
-  a.heads_out = placer.Place(act, {rows, c.heads, c.v_head_dim});
+  a.hidden = placer.Place(DType::kF32, {own, hidden});
+  a.normed = placer.Place(act, {own, hidden});
+  PlaceAttention(c, limits, placer, a);
 
   const int64_t shared = c.shared_intermediate_size();
-  const TensorView inner =
-      placer.Place(act, {rows, std::max<int64_t>(c.intermediate_size, shared)});
-  a.mlp_inner = TensorView::Contiguous(inner.data, act, {rows, c.intermediate_size});
+  const TensorView inner = placer.Place(act, {own, std::max<int64_t>(c.intermediate_size, shared)});
+  a.mlp_inner = TensorView::Contiguous(inner.data, act, {own, c.intermediate_size});
   if (shared > 0) {
-    a.shared_inner = TensorView::Contiguous(inner.data, act, {rows, shared});
-    a.shared_out = placer.Place(act, {rows, hidden});
+    a.shared_inner = TensorView::Contiguous(inner.data, act, {own, shared});
+    a.shared_out = placer.Place(act, {own, hidden});
   }
 
-  a.experts = placer.Place(DType::kI32, {rows, choices});
-  a.expert_weights = placer.Place(DType::kF32, {rows, choices});
-  a.expert_rows = placer.Place(DType::kI32, {rows, choices});
-  a.row_tokens = placer.Place(DType::kI32, {rows * choices});
+  a.experts = placer.Place(DType::kI32, {own, choices});
+  a.physical = placer.Place(DType::kI32, {own, choices});
+  a.expert_weights = placer.Place(DType::kF32, {own, choices});
+  a.expert_rows = placer.Place(DType::kI32, {own, choices});
+  a.row_tokens = placer.Place(DType::kI32, {own * choices});
   a.expert_offsets = placer.Place(DType::kI32, {c.routed_experts + 1});
-  a.expert_inner = placer.Place(act, {rows * choices, c.moe_intermediate_size});
-  a.expert_out = placer.Place(act, {rows * choices, hidden});
+  a.expert_inner = placer.Place(act, {own * choices, c.moe_intermediate_size});
+  a.expert_out = placer.Place(act, {own * choices, hidden});
 
+  if (limits.row_ranks > 1) {
+    a.head_sent = placer.Place(DType::kF32, {limits.max_logit_rows, hidden});
+    a.head_rows = placer.Place(DType::kF32, {limits.max_logit_rows, hidden});
+  }
   a.head_in = placer.Place(act, {limits.max_logit_rows, hidden});
   a.logits = placer.Place(DType::kF32, {limits.max_logit_rows, c.vocab_size});
   a.logit_mask = placer.Place(DType::kI32, {limits.max_logit_rows, (c.vocab_size + 31) / 32});
@@ -82,17 +101,22 @@ Activations LayOutActivations(const ModelConfig& c, const PassLimits& limits, vo
   return a;
 }
 
-Activations Activations::ForRows(int64_t rows) const {
+Activations Activations::ForRows(int64_t rows, const Share& own) const {
   Activations a = *this;
-  for (TensorView* view :
-       {&a.ids, &a.positions, &a.slots, &a.hidden, &a.normed, &a.q_a, &a.q, &a.kv_a, &a.q_latent,
-        &a.out_latent, &a.heads_out, &a.mlp_inner, &a.shared_inner, &a.shared_out, &a.experts,
-        &a.expert_weights, &a.expert_rows}) {
+  for (TensorView* view : {&a.ids, &a.positions, &a.slots, &a.q_a, &a.kv_a, &a.q, &a.q_latent,
+                           &a.out_latent, &a.heads_out}) {
     *view = FirstRows(*view, rows);
+  }
+  a.own_ids = a.ids.Slice(0, own.begin, own.end);
+  a.own_positions = a.positions.Slice(0, own.begin, own.end);
+  for (TensorView* view :
+       {&a.hidden, &a.normed, &a.own_q_a, &a.own_kv_a, &a.own_heads, &a.mlp_inner, &a.shared_inner,
+        &a.shared_out, &a.experts, &a.physical, &a.expert_weights, &a.expert_rows}) {
+    *view = FirstRows(*view, own.size());
   }
   const int64_t choices = a.experts.dim(1);
   for (TensorView* view : {&a.row_tokens, &a.expert_inner, &a.expert_out}) {
-    *view = FirstRows(*view, rows * choices);
+    *view = FirstRows(*view, own.size() * choices);
   }
   return a;
 }

@@ -1,8 +1,12 @@
 #include "model/decoder.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstring>
 #include <utility>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status_macros.h"
 #include "model/mla.h"
@@ -20,11 +24,19 @@ int32_t PositionsWithin(const ModelConfig& config, int32_t page_tokens, int32_t 
       std::min<int64_t>(config.max_positions, int64_t{page_tokens} * total_pages));
 }
 
-PassLimits LimitsOf(const DecoderOptions& options, int32_t max_positions, int32_t page_tokens) {
+int32_t LocalHeads(const ModelConfig& config, const RankGroup& group) {
+  if (!group.tensor()) return config.heads;
+  return static_cast<int32_t>(HeadsOf(config.heads, group.rank(), group.ranks()).size());
+}
+
+PassLimits LimitsOf(const ModelConfig& config, const DecoderOptions& options, int32_t max_positions,
+                    int32_t page_tokens) {
   return {.max_rows = options.max_rows,
           .max_sequence_pages = (max_positions + page_tokens - 1) / page_tokens,
           .max_logit_rows = options.max_logit_rows,
-          .act = options.act};
+          .act = options.act,
+          .row_ranks = options.group.tensor() ? options.group.ranks() : 1,
+          .heads = LocalHeads(config, options.group)};
 }
 
 size_t RopeTableBytes(const ModelConfig& config, int32_t positions) {
@@ -56,10 +68,15 @@ Decoder::Decoder(kernels::Device& device, const LoadedModel& model, KvCache& cac
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device,
                                                          const LoadedModel& model, KvCache& cache,
                                                          const DecoderOptions& options) {
-  std::unique_ptr<Decoder> decoder(new Decoder(device, model, cache, options));
   const ModelConfig& config = model.config;
+  if (options.group.tensor() && options.group.ranks() > config.heads) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a tensor-parallel group of ", options.group.ranks(), " ranks cannot split the ",
+        config.heads, " heads of ", model.name, "; use at most that many ranks"));
+  }
+  std::unique_ptr<Decoder> decoder(new Decoder(device, model, cache, options));
   const int32_t positions = decoder->plan_limits_.max_positions;
-  const PassLimits limits = LimitsOf(options, positions, cache.page_tokens());
+  const PassLimits limits = LimitsOf(config, options, positions, cache.page_tokens());
   int64_t bytes = 0;
   LayOutActivations(config, limits, nullptr, bytes);
   BATON_ASSIGN_OR_RETURN(decoder->scratch_, device.Allocate(static_cast<size_t>(bytes)));
@@ -75,7 +92,25 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device
   const RopeTable values = MakeRopeTable(config, positions);
   BATON_RETURN_IF_ERROR(device.CopyToDevice(decoder->cos_.data, values.cos.data(), table_bytes));
   BATON_RETURN_IF_ERROR(device.CopyToDevice(decoder->sin_.data, values.sin.data(), table_bytes));
+  if (!options.group.solo()) {
+    BATON_ASSIGN_OR_RETURN(decoder->exchange_,
+                           ExpertExchange::Create(device, options.group,
+                                                  {.hidden = config.hidden_size,
+                                                   .inner = config.moe_intermediate_size,
+                                                   .choices = config.experts_per_token,
+                                                   .act = options.act}));
+    BATON_RETURN_IF_ERROR(decoder->InstallPlacement(
+        {.placement = PlaceInOrder(TopologyOf(config, options.group.ranks()))}));
+  }
   return decoder;
+}
+
+absl::Status Decoder::InstallPlacement(const InstalledPlacement& installed) {
+  BATON_CHECK(!options_.group.solo());
+  BATON_ASSIGN_OR_RETURN(tables_,
+                         ExpertTables::Create(device_, model_.config, model_.weights, installed,
+                                              options_.group.ranks(), options_.group.rank()));
+  return absl::OkStatus();
 }
 
 absl::Status Decoder::Upload(const Batch& batch, kernels::PagedBatch& paged) {
@@ -96,17 +131,23 @@ absl::Status Decoder::Upload(const Batch& batch, kernels::PagedBatch& paged) {
 absl::Status Decoder::Forward(const scheduler::BatchPlan& plan, LayerObserver* observer) {
   BATON_RETURN_IF_ERROR(CheckPlan(plan, plan_limits_));
   BuildBatch(plan, cache_.page_tokens(), batch_);
-  const Activations a = activations_.ForRows(batch_.rows);
+  own_ = {0, batch_.rows, batch_.rows};
+  if (options_.group.tensor()) {
+    own_ = ShareOf(batch_.rows, options_.group.rank(), options_.group.ranks());
+  }
+  const Activations a = activations_.ForRows(batch_.rows, own_);
   PassContext pass{.device = device_,
                    .config = model_.config,
                    .a = a,
+                   .group = options_.group,
+                   .own = own_,
                    .form = batch_.form,
                    .cos = cos_,
                    .sin = sin_,
                    .softmax_scale = static_cast<float>(SoftmaxScale(model_.config))};
   BATON_RETURN_IF_ERROR(Upload(batch_, pass.batch));
   BATON_RETURN_IF_ERROR(
-      Embed(device_, {.ids = a.ids, .table = model_.weights.embed, .out = a.hidden}));
+      Embed(device_, {.ids = a.own_ids, .table = model_.weights.embed, .out = a.hidden}));
   return RunLayers(pass, observer);
 }
 
@@ -131,19 +172,24 @@ absl::Status Decoder::RunLayers(const PassContext& pass, LayerObserver* observer
                                             .weight = layer.post_attn_norm,
                                             .out = a.normed,
                                             .eps = config.rms_norm_eps}));
-    BATON_RETURN_IF_ERROR(config.is_dense(i) ? RunMlp(pass, layer.mlp) : RunMoe(pass, layer.moe));
+    if (config.is_dense(i)) {
+      BATON_RETURN_IF_ERROR(RunMlp(pass, layer.mlp));
+    } else if (exchange_ == nullptr) {
+      BATON_RETURN_IF_ERROR(RunMoe(pass, layer.moe));
+    } else {
+      BATON_RETURN_IF_ERROR(
+          RunMoeInGroup(pass, layer.moe, tables_.layer(i - config.dense_layers), *exchange_));
+    }
   }
   return device_.Synchronize();
 }
 
-absl::StatusOr<TensorView> Decoder::Logits(std::span<const int32_t> rows) {
-  BATON_CHECK_LE(rows.size(), static_cast<size_t>(options_.max_logit_rows));
+absl::Status Decoder::NormHeadRows(std::span<const int32_t> rows) {
   const int64_t count = static_cast<int64_t>(rows.size());
   // The norm gathers: one call for each run of adjacent rows (decode steps have but one).
   for (int64_t begin = 0; begin < count;) {
     int64_t end = begin + 1;
     while (end < count && rows[end] == rows[end - 1] + 1) ++end;
-    BATON_CHECK(rows[begin] >= 0 && rows[end - 1] < batch_.rows);
     BATON_RETURN_IF_ERROR(
         RmsNorm(device_, {.x = activations_.hidden.Slice(0, rows[begin], rows[end - 1] + 1),
                           .weight = model_.weights.norm,
@@ -151,10 +197,46 @@ absl::StatusOr<TensorView> Decoder::Logits(std::span<const int32_t> rows) {
                           .eps = model_.config.rms_norm_eps}));
     begin = end;
   }
+  return absl::OkStatus();
+}
+
+// Shares ascend with the ranks, so rows that come rank after rank are in order.
+absl::Status Decoder::SendHeadRows(std::span<const int32_t> rows) {
+  const RankGroup& group = options_.group;
+  const size_t row_bytes = static_cast<size_t>(model_.config.hidden_size) * sizeof(float);
+  std::vector<size_t> send(static_cast<size_t>(group.ranks())), receive(send);
+  int64_t sent = 0;
+  for (const int32_t row : rows) {
+    const size_t owner = static_cast<size_t>(row / own_.stride);
+    if (group.rank() == 0) receive[owner] += row_bytes;
+    if (row < own_.begin || row >= own_.end) continue;
+    std::memcpy(activations_.head_sent.row<float>(sent++),
+                activations_.hidden.row<float>(row - own_.begin), row_bytes);
+  }
+  send[0] = static_cast<size_t>(sent) * row_bytes;
+  const size_t received = group.rank() == 0 ? rows.size() * row_bytes : 0;
+  return group.collectives->AllToAllV(
+      {static_cast<const std::byte*>(activations_.head_sent.data), send[0]}, send,
+      {static_cast<std::byte*>(activations_.head_rows.data), received}, receive, group.timeout);
+}
+
+absl::StatusOr<TensorView> Decoder::Logits(std::span<const int32_t> rows) {
+  BATON_CHECK_LE(rows.size(), static_cast<size_t>(options_.max_logit_rows));
+  BATON_CHECK(rows.empty() || (rows.front() >= 0 && rows.back() < batch_.rows));
+  const int64_t count = static_cast<int64_t>(rows.size());
+  const TensorView head_in = activations_.head_in.Slice(0, 0, count);
+  if (options_.group.tensor()) {
+    BATON_RETURN_IF_ERROR(SendHeadRows(rows));
+    if (options_.group.rank() != 0) return TensorView{};
+    BATON_RETURN_IF_ERROR(RmsNorm(device_, {.x = activations_.head_rows.Slice(0, 0, count),
+                                            .weight = model_.weights.norm,
+                                            .out = head_in,
+                                            .eps = model_.config.rms_norm_eps}));
+  } else {
+    BATON_RETURN_IF_ERROR(NormHeadRows(rows));
+  }
   const TensorView logits = activations_.logits.Slice(0, 0, count);
-  BATON_RETURN_IF_ERROR(Linear(
-      device_,
-      {.x = activations_.head_in.Slice(0, 0, count), .w = model_.weights.head, .out = logits}));
+  BATON_RETURN_IF_ERROR(Linear(device_, {.x = head_in, .w = model_.weights.head, .out = logits}));
   return logits;
 }
 
@@ -162,7 +244,7 @@ int64_t DecoderBytes(const ModelConfig& config, const DecoderOptions& options, i
                      int32_t total_pages) {
   const int32_t positions = PositionsWithin(config, page_tokens, total_pages);
   int64_t bytes = 0;
-  LayOutActivations(config, LimitsOf(options, positions, page_tokens), nullptr, bytes);
+  LayOutActivations(config, LimitsOf(config, options, positions, page_tokens), nullptr, bytes);
   return bytes + 2 * static_cast<int64_t>(RopeTableBytes(config, positions));
 }
 

@@ -2,7 +2,9 @@
 #define BATON_MODEL_DECODER_H_
 
 // The forward pass: token ids in, logits out, latents into the pages. Owns the scratch memory of a
-// pass and the rotary tables; borrows device, model and pages, which must outlive it. One thread.
+// pass and the rotary tables; borrows device, model, pages and the group's collectives, which must
+// outlive it. One thread. In a group, all ranks make the same calls in the same order; a
+// collective's error means that the group is broken.
 
 #include <cstdint>
 #include <memory>
@@ -13,8 +15,11 @@
 #include "kernels/backend.h"
 #include "model/activations.h"
 #include "model/batch.h"
+#include "model/expert_exchange.h"
+#include "model/expert_tables.h"
 #include "model/kv_cache.h"
 #include "model/loaded_model.h"
+#include "model/rank_group.h"
 #include "model/runner.h"
 #include "scheduler/types.h"
 
@@ -24,6 +29,7 @@ struct DecoderOptions {
   int32_t max_rows = 512;
   int32_t max_logit_rows = 64;
   kernels::DType act = kernels::DType::kBF16;  // or kF32
+  RankGroup group;
 };
 
 struct PassContext;  // model/mla.h
@@ -34,12 +40,18 @@ class Decoder {
                                                          const LoadedModel& model, KvCache& cache,
                                                          const DecoderOptions& options);
 
+  // Where the experts lie from the next pass on; PlaceInOrder until the first call. The same on all
+  // ranks. Errors as ExpertTables::Create; nothing changes then. Groups only.
+  absl::Status InstallPlacement(const InstalledPlacement& installed);
+  uint64_t placement_version() const { return tables_.version(); }
+
   // Runs all layers for every row of the plan (checked by CheckPlan against plan_limits()).
-  // `observer` may be null.
+  // `observer` may be null. Groups split by Split::kTensor give the same plan to all ranks.
   absl::Status Forward(const scheduler::BatchPlan& plan, LayerObserver* observer);
 
   // Logits of these rows of the last pass: F32 [rows.size(), vocab_size], valid until the next
-  // call. Rows ascend; at most max_logit_rows() of them.
+  // call. Rows ascend; at most max_logit_rows() of them. In a group split by Split::kTensor only
+  // rank 0 gets them, the others an absent view.
   absl::StatusOr<kernels::TensorView> Logits(std::span<const int32_t> rows);
 
   int32_t max_logit_rows() const { return options_.max_logit_rows; }
@@ -52,6 +64,8 @@ class Decoder {
           const DecoderOptions& options);
   absl::Status Upload(const Batch& batch, kernels::PagedBatch& paged);
   absl::Status RunLayers(const PassContext& pass, LayerObserver* observer);
+  absl::Status NormHeadRows(std::span<const int32_t> rows);
+  absl::Status SendHeadRows(std::span<const int32_t> rows);
 
   kernels::Device& device_;
   const LoadedModel& model_;
@@ -63,7 +77,10 @@ class Decoder {
   kernels::TensorView cos_;  // F32 [max_positions, rope / 2]
   kernels::TensorView sin_;
   Activations activations_;
+  std::unique_ptr<ExpertExchange> exchange_;  // groups only
+  ExpertTables tables_;                       // groups only
   Batch batch_;
+  Share own_;  // this rank's rows of the last pass
 };
 
 // Bytes of a decoder's scratch memory and rotary tables.

@@ -1,5 +1,10 @@
 #include "model/mla.h"
 
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
 #include "base/status_macros.h"
 
 namespace baton::model {
@@ -14,14 +19,73 @@ TensorView Flat(const TensorView& view) {
   return view.Reshape({view.dim(0), view.dim(1) * view.dim(2)});
 }
 
+// Fills `all` with the own rows of every rank. Shares are equal but for the last ones, which send
+// some rows that nobody reads.
+absl::Status GatherRows(const PassContext& pass, const TensorView& own, const TensorView& all) {
+  if (!pass.group.tensor()) return absl::OkStatus();  // `all` is `own`
+  const size_t bytes =
+      static_cast<size_t>(pass.own.stride * own.dim(1)) * kernels::DTypeBytes(own.dtype);
+  return pass.group.collectives->AllGather(
+      {static_cast<const std::byte*>(own.data), bytes},
+      {static_cast<std::byte*>(all.data), bytes * static_cast<size_t>(pass.group.ranks())},
+      pass.group.timeout);
+}
+
+// The rows of a matrix of all heads that belong to this rank's.
+kernels::Weight OfHeads(const PassContext& pass, const kernels::Weight& weight) {
+  if (!pass.group.tensor()) return weight;
+  const int64_t heads = pass.config.heads, per_head = weight.w.dim(0) / heads;
+  const Share mine = HeadsOf(heads, pass.group.rank(), pass.group.ranks());
+  return weight.Rows(mine.begin * per_head, mine.end * per_head);
+}
+
 absl::Status ProjectQ(const PassContext& pass, const AttentionWeights& w) {
   kernels::Device& device = pass.device;
   const Activations& a = pass.a;
-  if (!w.q.absent()) return Linear(device, {.x = a.normed, .w = w.q, .out = Flat(a.q)});
-  BATON_RETURN_IF_ERROR(Linear(device, {.x = a.normed, .w = w.q_a, .out = a.q_a}));
+  if (!w.q.absent()) {
+    BATON_RETURN_IF_ERROR(GatherRows(pass, a.normed, a.q_a));
+    return Linear(device, {.x = a.q_a, .w = OfHeads(pass, w.q), .out = Flat(a.q)});
+  }
+  BATON_RETURN_IF_ERROR(Linear(device, {.x = a.normed, .w = w.q_a, .out = a.own_q_a}));
   BATON_RETURN_IF_ERROR(RmsNorm(
-      device, {.x = a.q_a, .weight = w.q_a_norm, .out = a.q_a, .eps = pass.config.rms_norm_eps}));
-  return Linear(device, {.x = a.q_a, .w = w.q_b, .out = Flat(a.q)});
+      device,
+      {.x = a.own_q_a, .weight = w.q_a_norm, .out = a.own_q_a, .eps = pass.config.rms_norm_eps}));
+  BATON_RETURN_IF_ERROR(GatherRows(pass, a.own_q_a, a.q_a));
+  return Linear(device, {.x = a.q_a, .w = OfHeads(pass, w.q_b), .out = Flat(a.q)});
+}
+
+// From this rank's heads of all rows to all heads of this rank's rows.
+absl::Status ExchangeHeads(const PassContext& pass) {
+  if (!pass.group.tensor()) return absl::OkStatus();  // a.own_heads is a.heads_out
+  const Activations& a = pass.a;
+  const int32_t ranks = pass.group.ranks();
+  const int64_t all_rows = a.heads_out.dim(0);
+  const size_t head_bytes =
+      static_cast<size_t>(a.heads_out.dim(2)) * kernels::DTypeBytes(a.heads_out.dtype);
+  const size_t mine = static_cast<size_t>(a.heads_out.dim(1)) * head_bytes;
+  std::vector<size_t> send(static_cast<size_t>(ranks)), receive(send);
+  std::vector<size_t> width(send);  // bytes of a row that come from each rank
+  size_t sent = 0, received = 0;
+  for (int32_t rank = 0; rank < ranks; ++rank) {
+    const size_t r = static_cast<size_t>(rank);
+    send[r] = static_cast<size_t>(ShareOf(all_rows, rank, ranks).size()) * mine;
+    width[r] = static_cast<size_t>(HeadsOf(pass.config.heads, rank, ranks).size()) * head_bytes;
+    receive[r] = static_cast<size_t>(pass.own.size()) * width[r];
+    sent += send[r];
+    received += receive[r];
+  }
+  BATON_RETURN_IF_ERROR(pass.group.collectives->AllToAllV(
+      {static_cast<const std::byte*>(a.heads_out.data), sent}, send,
+      {static_cast<std::byte*>(a.received.data), received}, receive, pass.group.timeout));
+  const uint8_t* from = static_cast<const uint8_t*>(a.received.data);
+  size_t column = 0;
+  for (const size_t bytes : width) {
+    for (int64_t t = 0; t < pass.own.size(); ++t, from += bytes) {
+      std::memcpy(a.own_heads.row<uint8_t>(t) + column, from, bytes);
+    }
+    column += bytes;
+  }
+  return absl::OkStatus();
 }
 
 // Keys and values of each head are expanded from the latents: most work per key, least per query
@@ -29,7 +93,7 @@ absl::Status ProjectQ(const PassContext& pass, const AttentionWeights& w) {
 absl::Status AttendExpanded(const PassContext& pass, const AttentionWeights& w,
                             const KvPages& pages) {
   return MlaPrefill(pass.device, {.q = pass.a.q,
-                                  .kv_b = w.kv_b,
+                                  .kv_b = OfHeads(pass, w.kv_b),
                                   .pages = pages,
                                   .batch = pass.batch,
                                   .out = pass.a.heads_out,
@@ -41,15 +105,16 @@ absl::Status AttendAbsorbed(const PassContext& pass, const AttentionWeights& w,
                             const KvPages& pages) {
   kernels::Device& device = pass.device;
   const Activations& a = pass.a;
-  BATON_RETURN_IF_ERROR(MlaAbsorbQ(
-      device, {.q = a.q, .kv_b = w.kv_b, .out = a.q_latent, .v = pass.config.v_head_dim}));
+  const kernels::Weight kv_b = OfHeads(pass, w.kv_b);
+  BATON_RETURN_IF_ERROR(
+      MlaAbsorbQ(device, {.q = a.q, .kv_b = kv_b, .out = a.q_latent, .v = pass.config.v_head_dim}));
   BATON_RETURN_IF_ERROR(MlaDecode(device, {.q_lat = a.q_latent,
                                            .q = a.q,
                                            .pages = pages,
                                            .batch = pass.batch,
                                            .out = a.out_latent,
                                            .softmax_scale = pass.softmax_scale}));
-  return MlaExpandV(device, {.o_lat = a.out_latent, .kv_b = w.kv_b, .out = a.heads_out});
+  return MlaExpandV(device, {.o_lat = a.out_latent, .kv_b = kv_b, .out = a.heads_out});
 }
 
 }  // namespace
@@ -58,7 +123,8 @@ absl::Status WriteLatents(const PassContext& pass, const AttentionWeights& w,
                           const KvPages& pages) {
   const Activations& a = pass.a;
   BATON_RETURN_IF_ERROR(ProjectQ(pass, w));
-  BATON_RETURN_IF_ERROR(Linear(pass.device, {.x = a.normed, .w = w.kv_a, .out = a.kv_a}));
+  BATON_RETURN_IF_ERROR(Linear(pass.device, {.x = a.normed, .w = w.kv_a, .out = a.own_kv_a}));
+  BATON_RETURN_IF_ERROR(GatherRows(pass, a.own_kv_a, a.kv_a));
   return RopeAndPage(pass.device, {.q = a.q,
                                    .kv_a = a.kv_a,
                                    .kv_norm = w.kv_a_norm,
@@ -74,8 +140,9 @@ absl::Status Attend(const PassContext& pass, const AttentionWeights& w, const Kv
   const Activations& a = pass.a;
   BATON_RETURN_IF_ERROR(pass.form == scheduler::Form::kPrefill ? AttendExpanded(pass, w, pages)
                                                                : AttendAbsorbed(pass, w, pages));
+  BATON_RETURN_IF_ERROR(ExchangeHeads(pass));
   return Linear(pass.device,
-                {.x = Flat(a.heads_out), .w = w.o, .out = a.hidden, .epilogue = Epilogue::kAdd});
+                {.x = Flat(a.own_heads), .w = w.o, .out = a.hidden, .epilogue = Epilogue::kAdd});
 }
 
 }  // namespace baton::model

@@ -3,13 +3,16 @@
 
 // Multi-head latent attention of one layer (DeepSeek-V2 report, section 2.1), in two steps so that
 // the latents can be shipped between them. Both read `a.normed` (the layer's normed input) or what
-// the first step left.
+// the first step left. In a tensor-parallel group a rank makes the inputs of its own rows, gets
+// those of all rows (AllGather), attends with its heads, and gets all heads of its own rows
+// (AllToAllV); every rank writes all latents.
 
 #include "absl/status/status.h"
 #include "kernels/backend.h"
 #include "kernels/ops.h"
 #include "model/activations.h"
 #include "model/config.h"
+#include "model/rank_group.h"
 #include "model/weights.h"
 #include "scheduler/types.h"
 
@@ -20,6 +23,8 @@ struct PassContext {
   kernels::Device& device;
   const ModelConfig& config;
   const Activations& a;  // cut to the pass's rows
+  const RankGroup& group;
+  Share own;  // rows of the pass that are this rank's
   scheduler::Form form = scheduler::Form::kPrefill;
   kernels::PagedBatch batch;
   kernels::TensorView cos;  // F32 [positions, rope / 2]
@@ -28,7 +33,7 @@ struct PassContext {
 };
 
 // Projects q and the latent from a.normed, rotates both and writes the latents into `pages`. Leaves
-// q in a.q.
+// the rank's heads of q in a.q.
 absl::Status WriteLatents(const PassContext& pass, const AttentionWeights& w,
                           const kernels::KvPages& pages);
 

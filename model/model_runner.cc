@@ -98,6 +98,7 @@ class ModelRunner final : public Runner {
       BATON_ASSIGN_OR_RETURN(
           const kernels::TensorView logits,
           decoder_->Logits(std::span<const int32_t>(sampled_rows_).subspan(begin, count)));
+      if (logits.absent()) continue;  // another rank of the group samples
       const std::span<const scheduler::SequenceSlice* const> slices(sampled_);
       BATON_RETURN_IF_ERROR(
           sampler_.Sample(slices.subspan(begin, count), logits, decoder_->logit_mask(), output));
@@ -122,7 +123,8 @@ DecoderOptions DecoderOptionsFor(const RunnerOptions& options) {
   constexpr int32_t kMaxLogitRows = 64;
   return {.max_rows = options.max_batch_rows,
           .max_logit_rows = std::min(options.max_batch_rows, kMaxLogitRows),
-          .act = options.activations};
+          .act = options.activations,
+          .group = options.group};
 }
 
 absl::StatusOr<std::unique_ptr<Runner>> CreateRunner(std::shared_ptr<const LoadedModel> model,

@@ -11,6 +11,7 @@
 #include "kernels/ops.h"
 #include "model/decoder.h"
 #include "model/loaded_model.h"
+#include "model/rank_group.h"
 #include "model/runner.h"
 
 namespace baton::model {
@@ -23,6 +24,7 @@ struct RunnerOptions {
   int32_t total_pages =
       256;  // >= 1; page ids 0 .. total_pages - 1 (all layers of one id count as one page)
   int32_t max_batch_rows = 512;  // 1..65536; rows of one BatchPlan at most
+  RankGroup group;  // its collectives outlive the runner; all ranks make the same calls of Run
 };
 
 // Allocates pages and scratch memory; `Run` allocates no more than bookkeeping. INVALID_ARGUMENT

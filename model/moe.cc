@@ -7,29 +7,39 @@ namespace {
 
 using kernels::Epilogue;
 
-absl::Status ChooseExperts(const PassContext& pass, const MoeWeights& w) {
+// `slots` may be null: no replicas then.
+absl::Status ChooseExperts(const PassContext& pass, const MoeWeights& w,
+                           const ExpertTables::Layer* slots) {
   const ModelConfig& c = pass.config;
   const Activations& a = pass.a;
-  BATON_RETURN_IF_ERROR(MoeGate(pass.device, {.x = a.normed,
-                                              .gate = w.gate,
-                                              .bias = w.bias,
-                                              .score = c.scoring,
-                                              .group_score = c.group_score,
-                                              .n_group = c.expert_groups,
-                                              .topk_group = c.groups_per_token,
-                                              .top_k = c.experts_per_token,
-                                              .normalize = c.normalize_weights,
-                                              .scale = c.routed_scaling_factor,
-                                              .experts = a.experts,
-                                              .weights = a.expert_weights}));
-  return MoePermute(pass.device, {.experts = a.experts,
-                                  .offsets = a.expert_offsets,
-                                  .row_tokens = a.row_tokens,
-                                  .rows = a.expert_rows});
+  kernels::MoeGateArgs args{.x = a.normed,
+                            .gate = w.gate,
+                            .bias = w.bias,
+                            .score = c.scoring,
+                            .group_score = c.group_score,
+                            .n_group = c.expert_groups,
+                            .topk_group = c.groups_per_token,
+                            .top_k = c.experts_per_token,
+                            .normalize = c.normalize_weights,
+                            .scale = c.routed_scaling_factor,
+                            .experts = a.experts,
+                            .weights = a.expert_weights};
+  if (slots != nullptr) {
+    // All replicas of an expert give the same bits; positions spread the rows over them.
+    args.replicas = slots->replicas;
+    args.replica_count = slots->replica_count;
+    args.row_hash = a.own_positions;
+    args.physical = a.physical;
+  }
+  return MoeGate(pass.device, args);
 }
 
 absl::Status RunExperts(const PassContext& pass, const MoeWeights& w) {
   const Activations& a = pass.a;
+  BATON_RETURN_IF_ERROR(MoePermute(pass.device, {.experts = a.experts,
+                                                 .offsets = a.expert_offsets,
+                                                 .row_tokens = a.row_tokens,
+                                                 .rows = a.expert_rows}));
   BATON_RETURN_IF_ERROR(GroupedLinear(pass.device, {.x = a.normed,
                                                     .row_index = a.row_tokens,
                                                     .offsets = a.expert_offsets,
@@ -42,6 +52,28 @@ absl::Status RunExperts(const PassContext& pass, const MoeWeights& w) {
       {.x = a.expert_inner, .offsets = a.expert_offsets, .w = w.expert_down, .out = a.expert_out});
 }
 
+// This rank's experts on the rows that came here.
+absl::Status RunSlots(const PassContext& pass, const ExpertTables::Layer& slots,
+                      const ExpertExchange& received) {
+  BATON_RETURN_IF_ERROR(MoePermute(pass.device, {.experts = received.slots(),
+                                                 .offsets = received.offsets(),
+                                                 .row_tokens = received.row_tokens(),
+                                                 .rows = received.pair_rows()}));
+  if (received.pairs() == 0) return absl::OkStatus();
+  BATON_RETURN_IF_ERROR(
+      GroupedLinear(pass.device, {.x = received.x(),
+                                  .row_index = received.row_tokens().Slice(0, 0, received.pairs()),
+                                  .offsets = received.offsets(),
+                                  .w = slots.gate,
+                                  .w2 = slots.up,
+                                  .out = received.inner(),
+                                  .epilogue = Epilogue::kSiluMul}));
+  return GroupedLinear(pass.device, {.x = received.inner(),
+                                     .offsets = received.offsets(),
+                                     .w = slots.down,
+                                     .out = received.outputs()});
+}
+
 absl::Status RunShared(const PassContext& pass, const MlpWeights& w) {
   const Activations& a = pass.a;
   BATON_RETURN_IF_ERROR(Linear(pass.device, {.x = a.normed,
@@ -50,6 +82,19 @@ absl::Status RunShared(const PassContext& pass, const MlpWeights& w) {
                                              .out = a.shared_inner,
                                              .epilogue = Epilogue::kSiluMul}));
   return Linear(pass.device, {.x = a.shared_inner, .w = w.down, .out = a.shared_out});
+}
+
+// The sum over the chosen experts, whose outputs are rows `rows` of y, and the shared ones.
+absl::Status AddToHidden(const PassContext& pass, const kernels::TensorView& y,
+                         const kernels::TensorView& rows) {
+  const Activations& a = pass.a;
+  return MoeCombine(pass.device, {.y = y,
+                                  .rows = rows,
+                                  .experts = a.experts,
+                                  .weights = a.expert_weights,
+                                  .shared = a.shared_out,
+                                  .accumulate = true,
+                                  .out = a.hidden});
 }
 
 }  // namespace
@@ -67,16 +112,22 @@ absl::Status RunMlp(const PassContext& pass, const MlpWeights& w) {
 
 absl::Status RunMoe(const PassContext& pass, const MoeWeights& w) {
   const Activations& a = pass.a;
-  BATON_RETURN_IF_ERROR(ChooseExperts(pass, w));
+  BATON_RETURN_IF_ERROR(ChooseExperts(pass, w, nullptr));
   BATON_RETURN_IF_ERROR(RunExperts(pass, w));
   if (pass.config.shared_experts > 0) BATON_RETURN_IF_ERROR(RunShared(pass, w.shared));
-  return MoeCombine(pass.device, {.y = a.expert_out,
-                                  .rows = a.expert_rows,
-                                  .experts = a.experts,
-                                  .weights = a.expert_weights,
-                                  .shared = a.shared_out,
-                                  .accumulate = true,
-                                  .out = a.hidden});
+  return AddToHidden(pass, a.expert_out, a.expert_rows);
+}
+
+absl::Status RunMoeInGroup(const PassContext& pass, const MoeWeights& w,
+                           const ExpertTables::Layer& slots, ExpertExchange& exchange) {
+  const Activations& a = pass.a;
+  BATON_RETURN_IF_ERROR(ChooseExperts(pass, w, &slots));
+  BATON_RETURN_IF_ERROR(
+      exchange.Dispatch(a.normed, a.physical, static_cast<int32_t>(slots.gate.size())));
+  BATON_RETURN_IF_ERROR(RunSlots(pass, slots, exchange));
+  if (pass.config.shared_experts > 0) BATON_RETURN_IF_ERROR(RunShared(pass, w.shared));
+  BATON_RETURN_IF_ERROR(exchange.Return());
+  return AddToHidden(pass, exchange.home_outputs(), exchange.home_rows());
 }
 
 }  // namespace baton::model

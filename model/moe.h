@@ -5,6 +5,8 @@
 // section 2.1.2). Both read a.normed and add their output to a.hidden.
 
 #include "absl/status/status.h"
+#include "model/expert_exchange.h"
+#include "model/expert_tables.h"
 #include "model/mla.h"
 #include "model/weights.h"
 
@@ -14,6 +16,11 @@ absl::Status RunMlp(const PassContext& pass, const MlpWeights& w);
 
 // shared(x) + sum over the chosen experts, in expert order, of weight * expert(x).
 absl::Status RunMoe(const PassContext& pass, const MoeWeights& w);
+
+// The same where the experts lie in the slots of a group's ranks: `slots` are those of this layer.
+// Every rank of the group calls it, also for no rows.
+absl::Status RunMoeInGroup(const PassContext& pass, const MoeWeights& w,
+                           const ExpertTables::Layer& slots, ExpertExchange& exchange);
 
 }  // namespace baton::model
 

@@ -63,6 +63,7 @@ std::vector<LogitRow> ModelHarness::Forward(scheduler::Form form,
       wanted.push_back(r);
     }
     const kernels::TensorView logits = ValueOrDie(decoder_->Logits(wanted));
+    if (logits.absent()) continue;  // rank 0 of the group has them
     for (size_t i = 0; i < wanted.size(); ++i) {
       const float* row = logits.row<const float>(static_cast<int64_t>(i));
       rows.emplace_back(row, row + logits.dim(1));

@@ -43,7 +43,8 @@ class ModelHarness {
  public:
   ModelHarness(std::shared_ptr<const LoadedModel> model, const RunnerOptions& options);
 
-  // Runs one pass and returns the logits of all its rows, slice after slice. Dies on an error.
+  // Runs one pass and returns the logits of all its rows, slice after slice; none where another rank
+  // of the group gets them. Dies on an error.
   std::vector<LogitRow> Forward(scheduler::Form form, const std::vector<TestSlice>& slices);
   // Feeds `sequence` in chunks of `chunk` prompt-form rows up to `prompt`, then one decode-form row
   // at a time: the logits of every row.

@@ -1,0 +1,66 @@
+#ifndef BATON_MODEL_EXPERT_TABLES_H_
+#define BATON_MODEL_EXPERT_TABLES_H_
+
+// An expert placement as ops take it, for one rank of a group: for each MoE layer the slots of
+// every expert, and the weights of the rank's own slots.
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "kernels/ops.h"
+#include "model/config.h"
+#include "model/weights.h"
+#include "scheduler/expert_placement.h"
+
+namespace baton::model {
+
+// The experts of the model in a group of `ranks` with `slots_per_rank` slots in each layer; 0: as
+// few as hold them.
+scheduler::ExpertTopology TopologyOf(const ModelConfig& config, int32_t ranks,
+                                     int32_t slots_per_rank = 0);
+
+// The placement that knows no loads: the experts in order, then again from the first on.
+scheduler::ExpertPlacement PlaceInOrder(const scheduler::ExpertTopology& topology);
+
+// Which placement is in force, and without which ranks. A version names both.
+struct InstalledPlacement {
+  uint64_t version = 0;
+  scheduler::ExpertPlacement placement;
+  std::vector<bool> live;  // [ranks]; empty: all
+};
+
+class ExpertTables {
+ public:
+  struct Layer {
+    kernels::TensorView replicas;       // I32 [E, most replicas of an expert]: slots on live ranks
+    kernels::TensorView replica_count;  // I32 [E]
+    std::vector<kernels::Weight> gate;  // one for each slot of this rank
+    std::vector<kernels::Weight> up;
+    std::vector<kernels::Weight> down;
+  };
+
+  ExpertTables() = default;
+  // Borrows the weights. INVALID_ARGUMENT when the placement's shape is not the model's or the
+  // group's, FAILED_PRECONDITION when an expert has no replica on a live rank.
+  static absl::StatusOr<ExpertTables> Create(kernels::Device& device, const ModelConfig& config,
+                                             const Weights& weights,
+                                             const InstalledPlacement& installed, int32_t ranks,
+                                             int32_t rank);
+
+  uint64_t version() const { return version_; }
+  int32_t slots_per_rank() const { return slots_per_rank_; }
+  // MoE layer i, counted without the dense layers.
+  const Layer& layer(int32_t i) const { return layers_[static_cast<size_t>(i)]; }
+
+ private:
+  uint64_t version_ = 0;
+  int32_t slots_per_rank_ = 0;
+  std::vector<Layer> layers_;
+  kernels::DeviceBuffer tables_;
+};
+
+}  // namespace baton::model
+
+#endif  // BATON_MODEL_EXPERT_TABLES_H_

@@ -1,0 +1,64 @@
+#ifndef BATON_MODEL_RANK_GROUP_H_
+#define BATON_MODEL_RANK_GROUP_H_
+
+// How the ranks of a worker share a forward pass. Every rank has a Decoder of its own; what one
+// needs of the others travels through the group's Collectives, in calls that all ranks make in the
+// same order.
+//
+// Rows and heads are split, sums never are: each output element of every matrix product, each head
+// of each row and each sum over experts is computed by one rank, in the order in which a single
+// rank would compute it. So a pass has the same bits for every number of ranks and every placement
+// of experts.
+
+#include <cstdint>
+
+#include "base/clock.h"
+#include "transport/collectives.h"
+
+namespace baton::model {
+
+enum class Split : uint8_t {
+  // Prefill: all ranks run the same plan. Rank r owns the r-th of world_size equal runs of rows:
+  // it has their residual stream and computes for them all that works row by row. Attention is
+  // split by heads: a rank has some heads of all rows. Latents are the same on all ranks.
+  kTensor,
+  // Decode: each rank runs a plan of its own, which may be empty, with all heads.
+  kExpert,
+};
+
+// Both share the experts: a layer's experts lie in slots spread over the ranks (expert_tables.h),
+// and each row travels to the ranks of the experts it chose and back.
+struct RankGroup {
+  transport::Collectives* collectives = nullptr;  // null: one rank that has everything
+  Split split = Split::kTensor;
+  Duration timeout = transport::kDefaultCollectiveTimeout;  // of one call
+
+  bool solo() const { return collectives == nullptr; }
+  // Rows and heads are spread over several ranks.
+  bool tensor() const { return !solo() && split == Split::kTensor && ranks() > 1; }
+  int32_t ranks() const { return solo() ? 1 : collectives->world_size(); }
+  int32_t rank() const { return solo() ? 0 : collectives->rank(); }
+};
+
+// A rank's run of `count` things (rows of a pass): [begin, end). All runs but the last ones are
+// `stride` long, the last ones are shorter or empty.
+struct Share {
+  int64_t begin = 0;
+  int64_t end = 0;
+  int64_t stride = 0;
+  int64_t size() const { return end - begin; }
+};
+inline Share ShareOf(int64_t count, int32_t rank, int32_t ranks) {
+  const int64_t stride = (count + ranks - 1) / ranks;
+  const int64_t begin = stride * rank < count ? stride * rank : count;
+  return {begin, begin + stride < count ? begin + stride : count, stride};
+}
+
+// A rank's heads, as evenly as whole heads can be split: [begin, end).
+inline Share HeadsOf(int64_t heads, int32_t rank, int32_t ranks) {
+  return {heads * rank / ranks, heads * (rank + 1) / ranks, 0};
+}
+
+}  // namespace baton::model
+
+#endif  // BATON_MODEL_RANK_GROUP_H_

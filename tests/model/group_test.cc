@@ -1,0 +1,191 @@
+// A pass that several ranks share has the bits of a pass that one rank runs: for any number of
+// ranks, any placement of the experts, and whatever the other ranks have to do.
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/random.h"
+#include "gtest/gtest.h"
+#include "model/expert_tables.h"
+#include "scheduler/expert_placement.h"
+#include "tests/model/model_harness.h"
+#include "transport/inproc/inproc_group.h"
+
+namespace baton::model {
+namespace {
+
+using scheduler::Form;
+
+constexpr int32_t kPrompt = 70;
+constexpr int32_t kLength = 76;  // the rest in decode form
+
+void ExpectSameBits(const std::vector<LogitRow>& a, const std::vector<LogitRow>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t r = 0; r < a.size(); ++r) {
+    ASSERT_EQ(std::memcmp(a[r].data(), b[r].data(), a[r].size() * sizeof(float)), 0) << "row " << r;
+  }
+}
+
+RunnerOptions Options(transport::Collectives* collectives, Split split) {
+  RunnerOptions options;
+  options.device.threads = 1;
+  options.total_pages = 16;
+  options.group = {.collectives = collectives, .split = split};
+  return options;
+}
+
+// Runs body(rank, collectives) on a thread for each rank.
+template <typename Body>
+void OnAllRanks(int32_t ranks, const Body& body) {
+  transport::InprocGroups groups(std::make_shared<MonotonicClock>());
+  std::vector<std::thread> threads;
+  for (int32_t rank = 0; rank < ranks; ++rank) {
+    threads.emplace_back([&, rank] {
+      const auto group =
+          groups.NewRendezvous()->Join({.group_id = "test", .world_size = ranks, .rank = rank});
+      ASSERT_TRUE(group.ok()) << group.status();
+      body(rank, group->get());
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+// Every expert somewhere, more replicas at random.
+InstalledPlacement RandomPlacement(const ModelConfig& config, int32_t ranks, int32_t extra,
+                                   uint64_t seed) {
+  Rng rng(seed);
+  scheduler::ExpertTopology topology = TopologyOf(config, ranks);
+  topology.slots_per_rank = std::min(topology.slots_per_rank + extra, topology.experts);
+  const size_t experts = static_cast<size_t>(topology.experts);
+  std::vector<int32_t> slots;
+  for (int32_t i = 0; i < topology.layers; ++i) {
+    std::vector<int32_t> layer(static_cast<size_t>(topology.slots()));
+    for (size_t s = 0; s < layer.size(); ++s) {
+      layer[s] = static_cast<int32_t>(s < experts ? s : rng.Below(experts));
+    }
+    for (size_t s = layer.size() - 1; s > 0; --s) std::swap(layer[s], layer[rng.Below(s + 1)]);
+    slots.insert(slots.end(), layer.begin(), layer.end());
+  }
+  const auto placement = scheduler::ExpertPlacement::FromSlots(topology, slots);
+  EXPECT_TRUE(placement.ok()) << placement.status();
+  return {.version = seed, .placement = *placement};
+}
+
+class GroupTest : public testing::TestWithParam<std::string> {
+ protected:
+  GroupTest() : model_(LoadTestModel(GetParam())) {}
+
+  TestSequence Sequence(int32_t length, uint64_t seed) const {
+    return {RandomTokens(length, model_->config.vocab_size, seed), TestPages(length, 64)};
+  }
+  std::vector<LogitRow> Alone(const TestSequence& sequence) const {
+    ModelHarness harness(model_, Options(nullptr, Split::kTensor));
+    return harness.RunSequence(sequence, kPrompt, kPrompt);
+  }
+
+  const std::shared_ptr<const LoadedModel> model_;
+};
+
+TEST_P(GroupTest, TensorParallel) {
+  const TestSequence sequence = Sequence(kLength, 5);
+  const std::vector<LogitRow> alone = Alone(sequence);
+  for (int32_t ranks = 1; ranks <= model_->config.heads; ++ranks) {
+    SCOPED_TRACE(ranks);
+    std::vector<LogitRow> rows;
+    OnAllRanks(ranks, [&](int32_t rank, transport::Collectives* collectives) {
+      ModelHarness harness(model_, Options(collectives, Split::kTensor));
+      if (ranks > 1) {
+        const absl::Status status = harness.decoder().InstallPlacement(
+            RandomPlacement(model_->config, ranks, ranks % 3, 7));
+        EXPECT_TRUE(status.ok()) << status;
+      }
+      // Fewer rows than ranks, one row, a whole chunk.
+      std::vector<LogitRow> mine = harness.RunSequence(sequence, kPrompt, ranks == 2 ? 33 : 67);
+      if (rank == 0) {
+        rows = std::move(mine);
+      } else {
+        EXPECT_TRUE(mine.empty());
+      }
+    });
+    ExpectSameBits(rows, alone);
+  }
+}
+
+// Rank r has a sequence of its own length and no work at all in some steps; experts move every few
+// steps.
+TEST_P(GroupTest, ExpertParallel) {
+  constexpr int32_t kSteps = 12;
+  for (const int32_t ranks : {1, 2, 3, 8}) {
+    SCOPED_TRACE(ranks);
+    OnAllRanks(ranks, [&](int32_t rank, transport::Collectives* collectives) {
+      const TestSequence sequence = Sequence(40, 100 + static_cast<uint64_t>(rank));
+      ModelHarness solo(model_, Options(nullptr, Split::kExpert));
+      ModelHarness harness(model_, Options(collectives, Split::kExpert));
+      int32_t position = 0;
+      for (int32_t step = 0; step < kSteps; ++step) {
+        if (step % 3 == 1) {
+          const absl::Status status = harness.decoder().InstallPlacement(
+              RandomPlacement(model_->config, ranks, step % 4, static_cast<uint64_t>(step)));
+          EXPECT_TRUE(status.ok()) << status;
+        }
+        const bool idle = (step + rank) % 4 == 3;
+        const int32_t rows = idle ? 0 : 1 + (step * 5 + rank) % 4;
+        std::vector<TestSlice> slices;
+        if (!idle) slices.push_back({&sequence, position, position + rows});
+        const Form form = step < 4 ? Form::kPrefill : Form::kDecode;
+        const std::vector<LogitRow> shared = harness.Forward(form, slices);
+        ExpectSameBits(shared, solo.Forward(form, slices));
+        position += rows;
+      }
+    });
+  }
+}
+
+// A rank that is not live computes for its own rows still, but gets no rows of others.
+TEST_P(GroupTest, ExpertsOfAMaskedRankAreServedByReplicas) {
+  constexpr int32_t kRanks = 3;
+  OnAllRanks(kRanks, [&](int32_t rank, transport::Collectives* collectives) {
+    const TestSequence sequence = Sequence(20, 50 + static_cast<uint64_t>(rank));
+    ModelHarness solo(model_, Options(nullptr, Split::kExpert));
+    ModelHarness harness(model_, Options(collectives, Split::kExpert));
+    const int32_t experts = model_->config.routed_experts;
+    InstalledPlacement full{.version = 1,
+                            .placement = PlaceInOrder(TopologyOf(model_->config, kRanks, experts)),
+                            .live = {true, false, true}};
+    const absl::Status status = harness.decoder().InstallPlacement(full);
+    EXPECT_TRUE(status.ok()) << status;
+    ExpectSameBits(harness.Forward(Form::kPrefill, {{&sequence, 0, 20}}),
+                   solo.Forward(Form::kPrefill, {{&sequence, 0, 20}}));
+  });
+}
+
+TEST_P(GroupTest, RefusesPlacementsThatDoNotFit) {
+  OnAllRanks(2, [&](int32_t, transport::Collectives* collectives) {
+    ModelHarness harness(model_, Options(collectives, Split::kExpert));
+    const scheduler::ExpertTopology topology = TopologyOf(model_->config, 2);
+    InstalledPlacement bad{
+        .version = 9, .placement = PlaceInOrder(topology), .live = {false, true}};
+    EXPECT_EQ(harness.decoder().InstallPlacement(bad).message(),
+              "expert 0 of MoE layer 0 has no replica on a live rank");
+    bad.live = {true};
+    EXPECT_EQ(harness.decoder().InstallPlacement(bad).message(),
+              "the placement's list of live ranks has 1 entries, expected 2");
+    bad = {.version = 9, .placement = PlaceInOrder(TopologyOf(model_->config, 3))};
+    EXPECT_EQ(harness.decoder().InstallPlacement(bad).code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(harness.decoder().placement_version(), 0u);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, GroupTest, testing::ValuesIn(TestModelNames()),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace baton::model
