@@ -11,19 +11,22 @@
 
 #include "transport/group/group.h"
 #include "transport/inproc/inproc_group.h"
+#include "transport/ucx/ucx_group.h"
 
 namespace baton::transport {
 
 class GroupFabric {
  public:
   virtual ~GroupFabric() = default;
-  // One for each rank of a group of `ranks`.
-  virtual std::vector<std::unique_ptr<Rendezvous>> NewRendezvous(int ranks) = 0;
+  // One for each rank of a group of `ranks`; where there are addresses, each knows all, or only
+  // rank 0's.
+  virtual std::vector<std::unique_ptr<Rendezvous>> NewRendezvous(int ranks,
+                                                                 bool knows_all = true) = 0;
 };
 
 class InprocGroupFabric : public GroupFabric {
  public:
-  std::vector<std::unique_ptr<Rendezvous>> NewRendezvous(int ranks) override {
+  std::vector<std::unique_ptr<Rendezvous>> NewRendezvous(int ranks, bool) override {
     std::vector<std::unique_ptr<Rendezvous>> out;
     for (int rank = 0; rank < ranks; ++rank) out.push_back(groups_.NewRendezvous());
     return out;
@@ -31,6 +34,33 @@ class InprocGroupFabric : public GroupFabric {
 
  private:
   InprocGroups groups_{std::make_shared<MonotonicClock>()};
+};
+
+// Ranks in this process that talk over UCX as processes would.
+class UcxGroupFabric : public GroupFabric {
+ public:
+  explicit UcxGroupFabric(std::string tls) : tls_(std::move(tls)) {}
+  std::vector<std::unique_ptr<Rendezvous>> NewRendezvous(int ranks, bool knows_all) override {
+    UcxGroupOptions options;
+    options.tls = tls_;
+    options.listen_ip = "127.0.0.1";
+    std::vector<std::unique_ptr<UcxRendezvous>> made;
+    std::vector<std::string> addresses;
+    for (int rank = 0; rank < ranks; ++rank) {
+      made.push_back(CreateUcxRendezvous(options, std::make_shared<MonotonicClock>()).value());
+      addresses.push_back("127.0.0.1:" + std::to_string(made.back()->port()));
+    }
+    if (!knows_all) addresses.resize(1);
+    std::vector<std::unique_ptr<Rendezvous>> out;
+    for (auto& rendezvous : made) {
+      rendezvous->SetAddresses(addresses);
+      out.push_back(std::move(rendezvous));
+    }
+    return out;
+  }
+
+ private:
+  const std::string tls_;
 };
 
 struct GroupParam {

@@ -1,0 +1,45 @@
+#ifndef BATON_TESTS_TRANSPORT_COLLECTIVES_BENCH_H_
+#define BATON_TESTS_TRANSPORT_COLLECTIVES_BENCH_H_
+
+// The latency of the collectives that a decode step waits for, measured by all ranks of a group
+// together; rank 0 prints a line for each. Not a test.
+
+#include <cstdio>
+#include <vector>
+
+#include "base/check.h"
+#include "transport/collectives.h"
+
+namespace baton::transport {
+
+inline void BenchCollectives(Collectives* group) {
+  const size_t ranks = static_cast<size_t>(group->world_size());
+  MonotonicClock clock;
+  const auto measure = [&](const char* what, size_t bytes, int rounds, auto call) {
+    for (int round = 0; round < rounds / 10 + 2; ++round) BATON_CHECK(call().ok());
+    const Tick start = clock.Now();
+    for (int round = 0; round < rounds; ++round) BATON_CHECK(call().ok());
+    const double us = (clock.Now() - start).seconds() * 1e6 / rounds;
+    if (group->rank() == 0) std::printf("%s %zu %zu %.1f\n", what, ranks, bytes, us);
+    std::fflush(stdout);
+  };
+  const Duration timeout = Duration::Seconds(20);
+  {
+    std::vector<std::byte> mine(64), all(64 * ranks);
+    measure("AllGather", 64, 1000, [&] { return group->AllGather(mine, all, timeout); });
+  }
+  for (const size_t bytes : {size_t{4} << 10, size_t{64} << 10, size_t{1} << 20}) {
+    std::vector<std::byte> send(bytes * ranks), recv(bytes * ranks);
+    const std::vector<size_t> sizes(ranks, bytes);
+    const int rounds = bytes < 100'000 ? 200 : 20;
+    measure("AllToAllV", bytes, rounds,
+            [&] { return group->AllToAllV(send, sizes, recv, sizes, timeout); });
+  }
+  std::vector<std::byte> data(size_t{1} << 20);
+  measure("AllReduceSum", data.size(), 20,
+          [&] { return group->AllReduceSum(data, ReduceType::kF32, timeout); });
+}
+
+}  // namespace baton::transport
+
+#endif  // BATON_TESTS_TRANSPORT_COLLECTIVES_BENCH_H_

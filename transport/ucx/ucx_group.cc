@@ -1,0 +1,105 @@
+#include "transport/ucx/ucx_group.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "transport/group/exchange_collectives.h"
+#include "transport/group/formation.h"
+#include "transport/ucx/ucx_exchange.h"
+
+namespace baton::transport {
+namespace {
+
+// Of the first call, in which the ranks' data connections are made.
+constexpr Duration kFirstCallLimit = Duration::Seconds(10);
+constexpr int kMaxAttempts = 100;
+
+class UcxRendezvousImpl final : public UcxRendezvous {
+ public:
+  UcxRendezvousImpl(const UcxGroupOptions& options, FrameListener listener,
+                    std::shared_ptr<Clock> clock)
+      : options_(options), listener_(std::move(listener)), clock_(std::move(clock)) {}
+
+  uint16_t port() const override { return listener_.port(); }
+  void SetAddresses(std::vector<std::string> addresses) override {
+    options_.addresses = std::move(addresses);
+  }
+
+  absl::StatusOr<std::unique_ptr<Collectives>> Join(const GroupOptions& options) override {
+    BATON_RETURN_IF_ERROR(CheckGroupOptions(options));
+    BATON_RETURN_IF_ERROR(CheckAddresses(options));
+    group_id_ = options.group_id;
+    const Tick deadline = clock_->Now() + options.timeout;
+    absl::StatusOr<std::unique_ptr<Collectives>> group = absl::AbortedError("not tried");
+    for (int attempt = 0; attempt < kMaxAttempts && absl::IsAborted(group.status()); ++attempt) {
+      group = TryToJoin(options, deadline);
+      if (clock_->Now() >= deadline) break;
+    }
+    if (!absl::IsAborted(group.status())) return group;
+    return absl::DeadlineExceededError(
+        absl::StrCat("group '", options.group_id, "' did not form within ",
+                     options.timeout.millis(), " ms: ", group.status().message()));
+  }
+
+  std::vector<int> Knocking() override {
+    return KnockingRanks(group_id_, &listener_, clock_.get());
+  }
+
+ private:
+  absl::Status CheckAddresses(const GroupOptions& options) const {
+    const size_t count = options_.addresses.size();
+    const size_t ranks = static_cast<size_t>(options.world_size);
+    if (count == ranks || (count == 1 && HostRank(options) == 0)) return absl::OkStatus();
+    // Rank 0 need not be told where it is.
+    if (count == 0 && options.rank == 0) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(
+        "group '", options.group_id, "': ", count, " addresses for ", ranks,
+        " ranks; give rank 0's, or one for each rank (needed where rank 0 is absent)"));
+  }
+
+  // ABORTED: worth another attempt.
+  absl::StatusOr<std::unique_ptr<Collectives>> TryToJoin(const GroupOptions& options,
+                                                         Tick deadline) {
+    UcxOptions ucx;
+    ucx.tls = options_.tls;
+    ucx.net_devices = options_.net_devices;
+    ucx.keepalive_interval = options_.keepalive_interval;
+    ucx.log = options_.log;
+    BATON_ASSIGN_OR_RETURN(std::unique_ptr<UcxExchange> exchange, UcxExchange::Create(ucx, clock_));
+    FormationRequest request{.options = options,
+                             .addresses = options_.addresses,
+                             .last_generation = last_generation_,
+                             .data_address = "",
+                             .deadline = deadline};
+    BATON_ASSIGN_OR_RETURN(request.data_address, exchange->Address());
+    BATON_ASSIGN_OR_RETURN(Formed formed, FormGroup(request, &listener_, clock_.get()));
+    last_generation_ = std::max(last_generation_, formed.generation);
+    const uint64_t generation = formed.generation;
+    BATON_RETURN_IF_ERROR(exchange->Connect(options.rank, std::move(formed)));
+    std::unique_ptr<Collectives> group =
+        MakeExchangeCollectives(options, generation, std::move(exchange), clock_);
+    // Who returns from it knows that all have come so far.
+    const absl::Status status = group->Barrier(std::min(kFirstCallLimit, deadline - clock_->Now()));
+    if (!status.ok()) return absl::AbortedError(std::string(status.message()));
+    return group;
+  }
+
+  UcxGroupOptions options_;
+  FrameListener listener_;
+  const std::shared_ptr<Clock> clock_;
+  uint64_t last_generation_ = 0;
+  std::string group_id_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<UcxRendezvous>> CreateUcxRendezvous(const UcxGroupOptions& options,
+                                                                   std::shared_ptr<Clock> clock) {
+  BATON_ASSIGN_OR_RETURN(FrameListener listener,
+                         FrameListener::Listen(options.listen_ip, options.listen_port));
+  return std::make_unique<UcxRendezvousImpl>(options, std::move(listener), std::move(clock));
+}
+
+}  // namespace baton::transport
