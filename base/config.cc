@@ -216,6 +216,13 @@ class Loader {
                   ", from " + loaded_.origin["decode.max_sequences"] +
                   "); a landing counts as a sequence");
     }
+    const std::string& tls = loaded_.config.handoff().ucx().tls();
+    if (("," + tls + ",").find(",tcp,") == std::string::npos) {
+      Problem(loaded_.origin["handoff.ucx.tls"],
+              "handoff.ucx.tls: \"" + tls +
+                  "\" lacks tcp, over which connections are agreed on; add it: \"" + tls +
+                  ",tcp\"");
+    }
   }
 
   LoadedConfig loaded_;
@@ -283,6 +290,8 @@ std::string FormatConfig(const LoadedConfig& loaded) {
   }
   return out.str();
 }
+
+bool IsHostPort(std::string_view text) { return internal::IsHostPort(text); }
 
 std::vector<std::pair<std::string, std::string>> ReadEnvironment() {
   std::vector<std::pair<std::string, std::string>> found;

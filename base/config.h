@@ -10,6 +10,7 @@
 #include <map>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -78,6 +79,9 @@ std::string FormatConfig(const LoadedConfig& loaded);
 // BATON_* of this process, sorted, without the service links that Kubernetes may add
 // (BATON_ROUTER_SERVICE_HOST).
 std::vector<std::pair<std::string, std::string>> ReadEnvironment();
+
+// host:port or [v6]:port, with a port from 1 to 65535.
+bool IsHostPort(std::string_view text);
 
 }  // namespace baton
 

@@ -1,5 +1,6 @@
 #include "base/config_schema.h"
 
+#include <arpa/inet.h>
 #include <google/protobuf/message.h>
 
 #include <algorithm>
@@ -47,6 +48,8 @@ std::string AllowedWords(const v1::FieldSpec& spec) {
   for (const std::string& value : spec.values()) words += (words.empty() ? "" : ", ") + value;
   if (spec.format() == v1::FORMAT_ADDRESS) words = "host:port";
   if (spec.format() == v1::FORMAT_PEER) words = "host:port, separated by commas";
+  if (spec.format() == v1::FORMAT_IP) words = "IP address";
+  if (spec.format() == v1::FORMAT_NAMES) words = "names, separated by commas";
   return words;
 }
 
@@ -135,6 +138,21 @@ bool IsAddress(std::string_view text, int min_port) {
   return host.find_first_of(":[] \t/") == std::string_view::npos;
 }
 
+bool IsIp(const std::string& text) {
+  unsigned char bytes[16];
+  return inet_pton(AF_INET, text.c_str(), bytes) == 1 ||
+         inet_pton(AF_INET6, text.c_str(), bytes) == 1;
+}
+
+// What UCX takes for a list: "mlx5_0:1,eth0".
+bool AreNames(std::string_view text) {
+  if (text.empty() || text.front() == ',' || text.back() == ',') return false;
+  return text.find(",,") == std::string_view::npos &&
+         text.find_first_not_of(
+             "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:,") ==
+             std::string_view::npos;
+}
+
 bool AllDigits(std::string_view text) {
   return !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
 }
@@ -142,6 +160,7 @@ bool AllDigits(std::string_view text) {
 // `text` is completed in place: a port alone keeps the default's host.
 std::optional<std::string> CheckText(const SchemaField& field, std::string& text) {
   const v1::FieldSpec& spec = *field.spec;
+  const std::string given = text;
   if (spec.values_size() > 0 &&
       std::find(spec.values().begin(), spec.values().end(), text) == spec.values().end()) {
     return "\"" + text + "\" is not one of the allowed values: " + field.words.allowed +
@@ -153,7 +172,7 @@ std::optional<std::string> CheckText(const SchemaField& field, std::string& text
       text = fallback.substr(0, fallback.rfind(':') + 1) + text;
     }
     if (!IsAddress(text, 0)) {
-      return "\"" + text +
+      return "\"" + given +
              "\" is not an address; expected host:port with port 0 .. 65535, for example " +
              spec.default_value();
     }
@@ -164,6 +183,13 @@ std::optional<std::string> CheckText(const SchemaField& field, std::string& text
            "10.0.0.7:50061";
   }
   if (text.find('\0') != std::string::npos) return "the text holds a zero byte; remove it";
+  if (spec.format() == v1::FORMAT_IP && !text.empty() && !IsIp(text)) {
+    return "\"" + text + "\" is not an IP address; expected for example 10.0.0.7, or nothing";
+  }
+  if (spec.format() == v1::FORMAT_NAMES && !AreNames(text)) {
+    return "\"" + text + "\" is not a list of names; expected names separated by commas without " +
+           "spaces, for example " + spec.default_value();
+  }
   return std::nullopt;
 }
 
@@ -244,6 +270,8 @@ std::string YamlText(const std::string& text) {
 }
 
 }  // namespace
+
+bool IsHostPort(std::string_view text) { return IsAddress(text, 1); }
 
 const SchemaField* Schema::Find(std::string_view path) const {
   const auto it = std::find_if(fields.begin(), fields.end(), [path](const SchemaField& field) {

@@ -34,6 +34,8 @@ struct Schema {
 
 const Schema& GetSchema();
 
+bool IsHostPort(std::string_view text);
+
 // Sets one field from its items (exactly one unless the field is a list). Returns what is wrong
 // with the value, in words that end with the fix, and then leaves the configuration as it was;
 // nullopt when all is well.

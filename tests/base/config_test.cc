@@ -126,6 +126,40 @@ TEST_F(ConfigTest, EveryProblemIsNamedAtOnce) {
   }
 }
 
+TEST_F(ConfigTest, NetworksOfHandoffsAreChecked) {
+  const std::string good =
+      "handoff: {ucx: {tls: \"rc,tcp\", net_devices: \"mlx5_0:1,eth0\", listen_ip: \"::1\"}}\n";
+  ASSERT_TRUE(LoadYaml(good).ok()) << LoadYaml(good).status();
+  const std::string errors = ErrorsOf(
+      "handoff:\n"
+      "  ucx:\n"
+      "    tls: posix\n"
+      "    net_devices: eth0, eth1\n"
+      "    listen_ip: host\n"
+      "    listen_port: 65536\n");
+  EXPECT_THAT(errors, StartsWith("the configuration has 4 problems:\n"));
+  for (const char* expected : {
+           ".yaml:3: handoff.ucx.tls: \"posix\" lacks tcp, over which connections are agreed on; "
+           "add "
+           "it: \"posix,tcp\"",
+           ".yaml:4: handoff.ucx.net_devices: \"eth0, eth1\" is not a list of names; expected "
+           "names "
+           "separated by commas without spaces, for example all\n",
+           ".yaml:5: handoff.ucx.listen_ip: \"host\" is not an IP address; expected for example "
+           "10.0.0.7, or nothing\n",
+           ".yaml:6: handoff.ucx.listen_port: 65536 is out of range; allowed: 0 .. 65535; default: "
+           "0\n",
+       }) {
+    EXPECT_THAT(errors, HasSubstr(expected));
+  }
+}
+
+TEST_F(ConfigTest, APortIsShownAsItWasGiven) {
+  const auto loaded = LoadConfig({.flags = {{"--port", "server.grpc_address", "99999"}}});
+  EXPECT_THAT(std::string(loaded.status().message()),
+              HasSubstr("--port: server.grpc_address: \"99999\" is not an address; expected "));
+}
+
 TEST_F(ConfigTest, EnvironmentAndFlagsAreNamedInErrors) {
   const auto loaded =
       LoadConfig({.environment = {{"BATON_ROUTER_MAX_QUEU", "1"}, {"BATON_LOG_LEVEL", "loud"}},
