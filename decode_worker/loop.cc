@@ -9,12 +9,6 @@
 #include "base/check.h"
 
 namespace baton::decode_worker {
-namespace {
-
-// Waits end early on any event; this bounds them when a wake-up time is far away or infinite.
-constexpr Duration kMaxWait = Duration::Millis(500);
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<DecodeLoop>> DecodeLoop::Create(const DecodeLoopOptions& options,
                                                                Clock& clock, model::Runner& runner,
@@ -115,15 +109,6 @@ void DecodeLoop::Execute(scheduler::DecodeAction& action) {
         }
       },
       action);
-}
-
-void DecodeLoop::RunUntil(const std::atomic<bool>& stop) {
-  while (!stop.load(std::memory_order_acquire)) {
-    const scheduler::TickResult result = Tick();
-    if (result.busy) continue;
-    const Duration wait = result.wake_at.infinite() ? kMaxWait : result.wake_at - clock_.Now();
-    if (wait > Duration()) inbox_.WaitFor(std::min(wait, kMaxWait));
-  }
 }
 
 void DecodeLoop::CheckInvariants() const {

@@ -5,7 +5,6 @@
 // One thread calls Tick and owns planner, runner and transport endpoint; services only push events
 // to the inbox and serve the outbox. Library: baton_decode_worker_loop.
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -64,9 +63,6 @@ class DecodeLoop {
 
   // One round, at most one pass of the runner; never waits.
   scheduler::TickResult Tick();
-
-  // Ticks until `stop` is set (wake the inbox after setting it), waiting on the inbox in between.
-  void RunUntil(const std::atomic<bool>& stop);
 
   // After DrainRequested: no attempt holds pages any more. Loop thread only.
   bool drained() const { return planner_.drained(); }

@@ -2,21 +2,17 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <algorithm>
-#include <atomic>
-#include <map>
-#include <mutex>
 #include <optional>
 #include <utility>
 
+#include "base/loop_thread.h"
 #include "base/status_macros.h"
-#include "base/thread.h"
 #include "decode_worker/service_prefill_links.h"
 #include "model/metered_runner.h"
 #include "proto/baton/v1/worker.grpc.pb.h"
-#include "scheduler/identity.h"
 #include "wire/deferred_inbox.h"
-#include "wire/message_stream.h"
+#include "wire/own_identity.h"
+#include "wire/sessions.h"
 #include "wire/worker_messages.h"
 
 namespace baton::decode_worker {
@@ -24,110 +20,33 @@ namespace {
 
 using scheduler::DecodeEvent;
 
-// What the rest of the worker sees of a router's stream.
-using RouterChannel = wire::ServerStream<v1::RouterToDecode, v1::DecodeToRouter>;
-
-// What the streams need of their worker.
-class Sessions {
- public:
-  Sessions(const scheduler::WorkerIdentity& identity, Clock& clock,
-           wire::DeferredInbox<DecodeEvent>& inbox, const Log& log)
-      : identity(identity), clock(clock), inbox(inbox), log(log) {}
-
-  const scheduler::WorkerIdentity& identity;
-  Clock& clock;
-  wire::DeferredInbox<DecodeEvent>& inbox;
-  const Log log;
-
-  RouterId Add(std::shared_ptr<RouterChannel> stream) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    const RouterId id(next_id_++);
-    streams_.emplace(id, std::move(stream));
-    return id;
-  }
-  void Remove(RouterId id) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    streams_.erase(id);
-  }
-  std::shared_ptr<RouterChannel> Find(RouterId id) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = streams_.find(id);
-    return found == streams_.end() ? nullptr : found->second;
-  }
-  std::map<RouterId, std::shared_ptr<RouterChannel>> All() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return streams_;
-  }
-
- private:
-  std::mutex mutex_;
-  uint32_t next_id_ = 1;                                        // guarded by mutex_
-  std::map<RouterId, std::shared_ptr<RouterChannel>> streams_;  // guarded by mutex_
-};
+using RouterSessions =
+    wire::Sessions<RouterId, DecodeEvent, v1::RouterToDecode, v1::DecodeToRouter>;
 
 // A router's stream.
-class RouterStream final : public RouterChannel {
+class RouterStream final
+    : public wire::PeerStream<RouterId, DecodeEvent, v1::RouterToDecode, v1::DecodeToRouter> {
  public:
-  explicit RouterStream(Sessions& sessions) : sessions_(sessions) {}
+  using PeerStream::PeerStream;
 
  private:
-  void OnMessage(v1::RouterToDecode& message) override {
-    const auto read_next = [self = shared_from_this()] { self->ReadNext(); };
-    if (message.has_hello() != !joined_) {
-      FinishWith(grpc::Status(grpc::StatusCode::INVALID_ARGUMENT,
-                              "the first message must be hello, and no other"));
-    } else if (message.has_hello()) {
-      Join(wire::FromProto(message.hello()));
-    } else if (message.has_start()) {
-      sessions_.inbox.Push(
-          scheduler::StartReceived{id_, wire::FromProto(message.start()), sessions_.clock.Now()},
-          read_next);
-      return;
-    } else if (message.has_cancel()) {
-      sessions_.inbox.Push(
-          scheduler::CancelReceived{id_, {wire::FromProto(message.cancel().key())}}, read_next);
-      return;
+  std::optional<DecodeEvent> ToEvent(v1::RouterToDecode& message) override {
+    if (message.has_start()) {
+      return scheduler::StartReceived{id(), wire::FromProto(message.start()),
+                                      sessions().clock.Now()};
     }
-    ReadNext();
-  }
-
-  void Join(const scheduler::WorkerIdentity& router) {
-    const absl::Status compatible = scheduler::CheckCompatible(sessions_.identity, router);
-    if (!compatible.ok()) {
-      const std::string why(compatible.message().data(), compatible.message().size());
-      sessions_.log.Warning("refused a router", {{"router", router.instance}, {"cause", why}});
-      FinishWith(grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, why));
-      return;
+    if (message.has_cancel()) {
+      return scheduler::CancelReceived{id(), {wire::FromProto(message.cancel().key())}};
     }
-    joined_ = true;
-    name_ = router.instance;
-    v1::DecodeToRouter hello;
-    wire::ToProto(sessions_.identity, hello.mutable_hello());
-    if (!Send(std::move(hello))) return;  // over already
-    id_ = sessions_.Add(shared_from_this());
-    in_table_ = true;
-    sessions_.log.Info("router connected", {{"router", name_}});
-    sessions_.inbox.Push(scheduler::RouterJoined{id_});
+    return std::nullopt;
   }
-
-  void OnEnd(const grpc::Status&) override {
-    if (!in_table_) return;
-    sessions_.Remove(id_);
-    sessions_.log.Info("router disconnected", {{"router", name_}});
-    sessions_.inbox.Push(scheduler::RouterLost{id_});
-  }
-
-  Sessions& sessions_;
-  // Used by gRPC's reactions only, which come one after the other.
-  bool joined_ = false;
-  bool in_table_ = false;
-  RouterId id_;
-  std::string name_;
+  void OnJoined() override { sessions().inbox.Push(scheduler::RouterJoined{id()}); }
+  DecodeEvent LostEvent() override { return scheduler::RouterLost{id()}; }
 };
 
 class DecodeService final : public v1::DecodeWorker::CallbackService {
  public:
-  explicit DecodeService(Sessions& sessions) : sessions_(sessions) {}
+  explicit DecodeService(RouterSessions& sessions) : sessions_(sessions) {}
   grpc::ServerBidiReactor<v1::RouterToDecode, v1::DecodeToRouter>* Session(
       grpc::CallbackServerContext*) override {
     auto stream = std::make_shared<RouterStream>(sessions_);
@@ -136,16 +55,17 @@ class DecodeService final : public v1::DecodeWorker::CallbackService {
   }
 
  private:
-  Sessions& sessions_;
+  RouterSessions& sessions_;
 };
 
 class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public DecodeObserver {
  public:
   DecodeWorkerImpl(const DecodeWorkerOptions& options, Clock& clock,
                    std::unique_ptr<model::Runner> runner,
-                   std::unique_ptr<transport::KvTransport> transport, ChannelFactory channels,
+                   std::unique_ptr<transport::KvTransport> transport, wire::ChannelFactory channels,
                    const DecodeMetrics& metrics, const Log& log)
       : options_(options),
+        identity_(options.identity),
         metrics_(metrics),
         clock_(clock),
         runner_(std::move(runner)),
@@ -153,56 +73,46 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
         queue_(options.inbox_capacity),
         transport_(std::move(transport)),
         inbox_([this](DecodeEvent&& event) { return queue_.TryPush(std::move(event)); }),
-        sessions_(options_.identity, clock, inbox_, log),
-        links_(options_, std::move(channels), clock, inbox_, log),
-        service_(sessions_) {}
+        sessions_(identity_, clock, inbox_, log),
+        links_(identity_, options.max_prefill_workers, std::move(channels), clock, inbox_, log),
+        service_(sessions_),
+        thread_(queue_, clock) {}
 
   absl::Status Start() {
-    BATON_ASSIGN_OR_RETURN(loop_, DecodeLoop::Create(options_.loop, clock_, metered_runner_,
-                                                     *transport_, queue_, *this, *this));
-    thread_.emplace("decode", [this] { loop_->RunUntil(stop_); });
+    BATON_ASSIGN_OR_RETURN(std::unique_ptr<DecodeLoop> loop,
+                           DecodeLoop::Create(options_.loop, clock_, metered_runner_, *transport_,
+                                              queue_, *this, *this));
+    thread_.Start("decode", std::move(loop));
     return absl::OkStatus();
   }
 
   ~DecodeWorkerImpl() override {
-    stop_.store(true, std::memory_order_release);
-    queue_.Wake();
-    thread_.reset();
+    thread_.Stop();
     inbox_.Close();
     links_.CloseAll();
     links_.WaitUntilClosed();
   }
 
   grpc::Service* service() override { return &service_; }
+  void Announce(const std::string& instance) override { identity_.SetInstance(instance); }
 
   void Drain() override { inbox_.Push(scheduler::DrainRequested{}); }
-  bool drained() const override { return drained_.load(std::memory_order_acquire); }
-
+  bool draining() const override { return thread_.last_report().draining; }
+  bool drained() const override { return thread_.drained(); }
   void CloseStreams() override {
-    for (const auto& [id, stream] : sessions_.All()) {
-      stream->FinishWith(
-          grpc::Status(grpc::StatusCode::UNAVAILABLE, "the decode worker shuts down"));
-    }
+    sessions_.FinishAll(
+        grpc::Status(grpc::StatusCode::UNAVAILABLE, "the decode worker shuts down"));
   }
-
-  scheduler::DecodeReport last_report() const override {
-    std::lock_guard<std::mutex> lock(report_mutex_);
-    return report_;
-  }
+  scheduler::DecodeReport last_report() const override { return thread_.last_report(); }
 
   void Send(scheduler::SendUpdate update) override {
     for (const scheduler::TokenChunk& chunk : update.update.chunks) {
       if (!chunk.has_first_token_timings) continue;
       metrics_.handoff_exposed_seconds.Observe(chunk.timings.transfer_exposed.seconds());
     }
-    const std::shared_ptr<RouterChannel> stream = sessions_.Find(update.router);
-    if (stream == nullptr) return;  // RouterLost is on its way
     v1::DecodeToRouter message;
     wire::ToProto(update.update, message.mutable_update());
-    if (!stream->Send(std::move(message))) {
-      stream->FinishWith(
-          grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "the router reads too slowly"));
-    }
+    sessions_.Send(update.router, std::move(message));
   }
   void Send(scheduler::CallPrefill call) override { links_.Call(call); }
   void Send(scheduler::CancelPrefill cancel) override { links_.Cancel(cancel); }
@@ -210,11 +120,7 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
   void OnStep(const scheduler::DecodeReport& report, const LandingReport& landing) override {
     inbox_.Flush();
     Record(report, landing);
-    {
-      std::lock_guard<std::mutex> lock(report_mutex_);
-      report_ = report;
-    }
-    if (loop_->drained()) drained_.store(true, std::memory_order_release);
+    thread_.OnStep(report);
   }
 
  private:
@@ -239,6 +145,7 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
   }
 
   const DecodeWorkerOptions options_;
+  wire::OwnIdentity identity_;
   const DecodeMetrics metrics_;
   Clock& clock_;
   const std::unique_ptr<model::Runner> runner_;
@@ -247,23 +154,17 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
   // Below the queue, which its wake-ups touch until it is gone.
   const std::unique_ptr<transport::KvTransport> transport_;
   wire::DeferredInbox<DecodeEvent> inbox_;
-  Sessions sessions_;
+  RouterSessions sessions_;
   PrefillLinks links_;
   DecodeService service_;
-  std::unique_ptr<DecodeLoop> loop_;
-
-  std::atomic<bool> stop_{false};
-  std::atomic<bool> drained_{false};
-  mutable std::mutex report_mutex_;
-  scheduler::DecodeReport report_;  // guarded by report_mutex_
-  std::optional<Thread> thread_;
+  LoopThread<DecodeLoop, DecodeEvent, scheduler::DecodeReport> thread_;
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(
     const DecodeWorkerOptions& options, Clock& clock, std::unique_ptr<model::Runner> runner,
-    std::unique_ptr<transport::KvTransport> transport, ChannelFactory channels,
+    std::unique_ptr<transport::KvTransport> transport, wire::ChannelFactory channels,
     const DecodeMetrics& metrics, const Log& log) {
   auto worker = std::make_unique<DecodeWorkerImpl>(
       options, clock, std::move(runner), std::move(transport), std::move(channels), metrics, log);

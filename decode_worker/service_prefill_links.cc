@@ -28,7 +28,7 @@ class PrefillStream final : public wire::ClientStream<v1::PrefillToDecode, v1::D
     stub_->async()->Session(context(), this);
     Begin();
     v1::DecodeToPrefill hello;
-    wire::ToProto(links_.options_.identity, hello.mutable_hello());
+    wire::ToProto(links_.identity_.Get(), hello.mutable_hello());
     SendOrCancel(std::move(hello));
   }
 
@@ -56,15 +56,10 @@ class PrefillStream final : public wire::ClientStream<v1::PrefillToDecode, v1::D
   }
 
  private:
-  // A message that cannot be queued would be lost: end the stream, which fails its calls.
-  void SendOrCancel(v1::DecodeToPrefill message) {
-    if (!Send(std::move(message))) ClientStream::Cancel();
-  }
-
   void OnMessage(v1::PrefillToDecode& message) override {
     if (message.has_hello()) {
       mismatch_ =
-          scheduler::CheckCompatible(links_.options_.identity, wire::FromProto(message.hello()));
+          scheduler::CheckCompatible(links_.identity_.Get(), wire::FromProto(message.hello()));
       if (!mismatch_.ok()) ClientStream::Cancel();
       ReadNext();
       return;
@@ -98,10 +93,12 @@ class PrefillStream final : public wire::ClientStream<v1::PrefillToDecode, v1::D
                     "prefill worker ", address_,
                     " is lost: ", status.ok() ? "it ended the stream" : status.error_message()));
     }
-    links_.log_.Warning("stream to prefill worker ended",
-                        {{"prefill", address_},
-                         {"open_calls", failed.size()},
-                         {"cause", std::string(reason.message())}});
+    if (!links_.closing_.load(std::memory_order_acquire)) {
+      links_.log_.Warning("stream to prefill worker ended",
+                          {{"prefill", address_},
+                           {"open_calls", failed.size()},
+                           {"cause", std::string(reason.message())}});
+    }
     for (const RequestKey& key : failed) {
       links_.inbox_.Push(PrefillCallFailed{key, reason, /*worker_lost=*/true});
     }
@@ -118,10 +115,15 @@ class PrefillStream final : public wire::ClientStream<v1::PrefillToDecode, v1::D
   std::set<RequestKey> open_calls_;  // guarded by calls_mutex_
 };
 
-PrefillLinks::PrefillLinks(const DecodeWorkerOptions& options, ChannelFactory channels,
-                           Clock& clock, wire::DeferredInbox<scheduler::DecodeEvent>& inbox,
-                           const Log& log)
-    : options_(options), channels_(std::move(channels)), clock_(clock), inbox_(inbox), log_(log) {}
+PrefillLinks::PrefillLinks(const wire::OwnIdentity& identity, int32_t max_workers,
+                           wire::ChannelFactory channels, Clock& clock,
+                           wire::DeferredInbox<scheduler::DecodeEvent>& inbox, const Log& log)
+    : identity_(identity),
+      max_workers_(static_cast<size_t>(max_workers)),
+      channels_(std::move(channels)),
+      clock_(clock),
+      inbox_(inbox),
+      log_(log) {}
 
 PrefillLinks::~PrefillLinks() {
   std::lock_guard<std::mutex> lock(mutex_);
@@ -159,8 +161,8 @@ std::shared_ptr<PrefillStream> PrefillLinks::Open(const std::string& address) {
     std::lock_guard<std::mutex> lock(mutex_);
     const auto found = streams_.find(address);
     if (found != streams_.end()) return found->second;
-    if (streams_.size() >= static_cast<size_t>(options_.max_prefill_workers)) return nullptr;
-    if (channels_made_.size() >= static_cast<size_t>(options_.max_prefill_workers)) {
+    if (streams_.size() >= max_workers_) return nullptr;
+    if (channels_made_.size() >= max_workers_) {
       std::erase_if(channels_made_,
                     [&](const auto& entry) { return !streams_.contains(entry.first); });
     }
@@ -187,6 +189,7 @@ void PrefillLinks::Ended(const std::string& address, const PrefillStream* stream
 }
 
 void PrefillLinks::CloseAll() {
+  closing_.store(true, std::memory_order_release);
   std::lock_guard<std::mutex> lock(mutex_);
   for (const auto& [address, stream] : streams_) stream->ClientStream::Cancel();
 }

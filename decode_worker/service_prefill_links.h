@@ -7,9 +7,10 @@
 //
 // Threads: Call and Cancel from the loop's thread, events come from gRPC's.
 
+#include <atomic>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -17,9 +18,10 @@
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "decode_worker/service.h"
 #include "scheduler/decode_planner.h"
+#include "wire/channel_factory.h"
 #include "wire/deferred_inbox.h"
+#include "wire/own_identity.h"
 
 namespace baton::decode_worker {
 
@@ -27,7 +29,9 @@ class PrefillStream;
 
 class PrefillLinks {
  public:
-  PrefillLinks(const DecodeWorkerOptions& options, ChannelFactory channels, Clock& clock,
+  // The references must outlive the object. `max_workers`: addresses that streams are kept for.
+  PrefillLinks(const wire::OwnIdentity& identity, int32_t max_workers,
+               wire::ChannelFactory channels, Clock& clock,
                wire::DeferredInbox<scheduler::DecodeEvent>& inbox, const Log& log);
   // All streams must have ended: CloseAll, then wait for open_streams() == 0.
   ~PrefillLinks();
@@ -46,11 +50,14 @@ class PrefillLinks {
   std::shared_ptr<PrefillStream> Open(const std::string& address);
   void Ended(const std::string& address, const PrefillStream* stream);
 
-  const DecodeWorkerOptions& options_;
-  const ChannelFactory channels_;
+  const wire::OwnIdentity& identity_;
+  const size_t max_workers_;
+  const wire::ChannelFactory channels_;
   Clock& clock_;
   wire::DeferredInbox<scheduler::DecodeEvent>& inbox_;
   const Log log_;
+
+  std::atomic<bool> closing_{false};  // ends are no news any more
 
   std::mutex mutex_;
   std::condition_variable all_ended_;

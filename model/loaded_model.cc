@@ -26,22 +26,30 @@ absl::StatusOr<GenerationDefaults> LoadGeneration(const std::string& path,
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<const LoadedModel>> LoadModel(const std::string& directory) {
+absl::StatusOr<ModelManifest> ReadModelManifest(const std::string& directory) {
+  ModelManifest manifest;
+  manifest.directory = directory;
+  manifest.name = LastComponent(directory);
   const std::string config_path = absl::StrCat(directory, "/config.json");
-  BATON_ASSIGN_OR_RETURN(const std::string config_json, ReadTextFile(config_path, kMaxConfigBytes));
-  BATON_ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(config_json, config_path));
+  BATON_ASSIGN_OR_RETURN(manifest.config_json, ReadTextFile(config_path, kMaxConfigBytes));
+  BATON_ASSIGN_OR_RETURN(manifest.config, ParseModelConfig(manifest.config_json, config_path));
   BATON_ASSIGN_OR_RETURN(
-      GenerationDefaults generation,
-      LoadGeneration(absl::StrCat(directory, "/generation_config.json"), config));
+      manifest.generation,
+      LoadGeneration(absl::StrCat(directory, "/generation_config.json"), manifest.config));
+  return manifest;
+}
+
+absl::StatusOr<std::shared_ptr<const LoadedModel>> LoadModel(const std::string& directory) {
+  BATON_ASSIGN_OR_RETURN(ModelManifest manifest, ReadModelManifest(directory));
   BATON_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(directory));
-  BATON_ASSIGN_OR_RETURN(Weights weights, BindWeights(config, checkpoint));
+  BATON_ASSIGN_OR_RETURN(Weights weights, BindWeights(manifest.config, checkpoint));
 
   auto model = std::make_shared<LoadedModel>();
   model->directory = directory;
-  model->name = LastComponent(directory);
-  model->hash = checkpoint.Hash(config_json);
-  model->config = std::move(config);
-  model->generation = std::move(generation);
+  model->name = std::move(manifest.name);
+  model->hash = checkpoint.Hash(manifest.config_json);
+  model->config = std::move(manifest.config);
+  model->generation = std::move(manifest.generation);
   model->checkpoint = std::move(checkpoint);
   model->weights = std::move(weights);
   return model;

@@ -1,8 +1,8 @@
 #ifndef BATON_MODEL_LOADED_MODEL_H_
 #define BATON_MODEL_LOADED_MODEL_H_
 
-// A checkpoint directory, ready to run: what several Runners of one process share. Immutable; any
-// thread may read.
+// A checkpoint directory: described by its JSON files (ModelManifest), or with its weights ready to
+// run (LoadedModel: what several Runners of one process share). Immutable; any thread may read.
 
 #include <memory>
 #include <string>
@@ -14,6 +14,18 @@
 
 namespace baton::model {
 
+struct ModelManifest {
+  std::string directory;
+  std::string name;  // last component of the directory
+  std::string config_json;
+  ModelConfig config;
+  GenerationDefaults generation;
+};
+
+// Reads config.json and generation_config.json (optional), nothing else. NOT_FOUND for a missing
+// file, INVALID_ARGUMENT with every problem of the first file that has any.
+absl::StatusOr<ModelManifest> ReadModelManifest(const std::string& directory);
+
 struct LoadedModel {
   std::string directory;
   std::string name;  // last component of the directory
@@ -24,7 +36,7 @@ struct LoadedModel {
   Weights weights;  // views into `checkpoint`
 };
 
-// Reads config.json, generation_config.json (optional) and the safetensors of `directory`. Takes as
+// Reads the manifest and the safetensors of `directory`. Takes as
 // long as mapping the files and reading their headers. NOT_FOUND for a missing file,
 // INVALID_ARGUMENT with every problem of the first file set that has any.
 absl::StatusOr<std::shared_ptr<const LoadedModel>> LoadModel(const std::string& directory);

@@ -4,13 +4,16 @@
 
 namespace baton::model {
 
+int64_t KvTokenBytes(const ModelConfig& config, kernels::KvFormat format) {
+  return config.layers *
+         kernels::KvEntryBytes(format, config.kv_lora_rank, config.qk_rope_head_dim);
+}
+
 MemoryPlan PlanMemory(const LoadedModel& model, const RunnerOptions& options) {
   const ModelConfig& config = model.config;
   MemoryPlan plan;
   plan.weight_bytes = static_cast<int64_t>(model.checkpoint.tensor_bytes());
-  plan.kv_token_bytes =
-      config.layers *
-      kernels::KvEntryBytes(options.kv_format, config.kv_lora_rank, config.qk_rope_head_dim);
+  plan.kv_token_bytes = KvTokenBytes(config, options.kv_format);
   plan.kv_page_bytes = plan.kv_token_bytes * options.page_tokens;
   plan.kv_bytes = plan.kv_page_bytes * options.total_pages;
   plan.scratch_bytes =

@@ -19,6 +19,9 @@ struct MemoryPlan {
   int64_t private_bytes() const { return kv_bytes + scratch_bytes; }
 };
 
+// Bytes of one token's latents, all layers.
+int64_t KvTokenBytes(const ModelConfig& config, kernels::KvFormat format);
+
 MemoryPlan PlanMemory(const LoadedModel& model, const RunnerOptions& options);
 
 // The largest total_pages whose private_bytes stay within `budget_bytes` (0 when not even one page

@@ -11,8 +11,6 @@
 namespace baton::prefill_worker {
 namespace {
 
-// Waits end early on any event; these bound them when a wake-up time is far away or infinite.
-constexpr Duration kMaxWait = Duration::Millis(500);
 // While messages wait for room: the transport wakes the loop when there is, this is the safety net.
 constexpr Duration kBacklogWait = Duration::Millis(1);
 
@@ -102,15 +100,6 @@ void PrefillLoop::RunPass(scheduler::RunPrefillPass& pass) {
   finished.finished_at = clock_.Now();
   sender_->EndPass();
   events_.emplace_back(std::move(finished));
-}
-
-void PrefillLoop::RunUntil(const std::atomic<bool>& stop) {
-  while (!stop.load(std::memory_order_acquire)) {
-    const scheduler::TickResult result = Tick();
-    if (result.busy) continue;
-    const Duration wait = result.wake_at.infinite() ? kMaxWait : result.wake_at - clock_.Now();
-    if (wait > Duration()) inbox_.WaitFor(std::min(wait, kMaxWait));
-  }
 }
 
 scheduler::PrefillStatus PrefillLoop::initial_status() const { return planner_.status(); }

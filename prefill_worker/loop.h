@@ -5,7 +5,6 @@
 // One thread calls Tick and owns planner, runner and transport endpoint; services only push events
 // to the inbox and serve the outbox. Library: baton_prefill_worker_loop.
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -60,9 +59,6 @@ class PrefillLoop {
 
   // One round, at most one pass of the runner; never waits.
   scheduler::TickResult Tick();
-
-  // Ticks until `stop` is set (wake the inbox after setting it), waiting on the inbox in between.
-  void RunUntil(const std::atomic<bool>& stop);
 
   // After DrainRequested: no call is open any more and no message in flight. Loop thread only.
   bool drained() const { return planner_.drained() && !sender_->has_posts_in_flight(); }

@@ -16,15 +16,12 @@
 #include "prefill_worker/loop.h"
 #include "scheduler/messages.h"
 #include "transport/kv_transport.h"
-
-namespace grpc {
-class Service;
-}  // namespace grpc
+#include "wire/worker.h"
 
 namespace baton::prefill_worker {
 
 struct PrefillWorkerOptions {
-  scheduler::WorkerIdentity identity;
+  scheduler::WorkerIdentity identity;  // without an instance: see wire::Worker::Announce
   PrefillLoopOptions loop;
   size_t inbox_capacity = 4096;
   // > 0: the transport is polled at least this often. For one that holds messages back without
@@ -32,7 +29,7 @@ struct PrefillWorkerOptions {
   Duration poll_interval;
 };
 
-class PrefillWorker {
+class PrefillWorker : public wire::Worker {
  public:
   // The references must outlive the worker.
   // Fails as PrefillLoop::Create does.
@@ -40,21 +37,6 @@ class PrefillWorker {
       const PrefillWorkerOptions& options, Clock& clock, std::unique_ptr<model::Runner> runner,
       std::unique_ptr<transport::KvTransport> transport, const PrefillMetrics& metrics,
       const Log& log);
-
-  // Ends the loop (after the step that it is in). The gRPC server must be shut down by now.
-  virtual ~PrefillWorker() = default;
-
-  // For a gRPC server that is shut down before the worker goes.
-  virtual grpc::Service* service() = 0;
-
-  // No new calls; open ones may finish. Any thread.
-  virtual void Drain() = 0;
-  // After Drain: no call is open any more.
-  virtual bool drained() const = 0;
-
-  // Ends all streams once what is queued on them was written, so that the gRPC server can shut
-  // down. Any thread.
-  virtual void CloseStreams() = 0;
 
   // What the worker last did, for readiness and the like. Any thread.
   virtual scheduler::PrefillReport last_report() const = 0;

@@ -1,6 +1,7 @@
 #include "scheduler/identity.h"
 
 #include <string>
+#include <type_traits>
 
 #include "absl/strings/str_cat.h"
 
@@ -32,6 +33,18 @@ absl::Status CheckCompatible(const WorkerIdentity& mine, const WorkerIdentity& t
   return absl::FailedPreconditionError(absl::StrCat(
       mine.role, " ", mine.instance, " cannot work with ", theirs.role, " ", theirs.instance,
       differences, ": give both the same checkpoint, KV settings and version of baton"));
+}
+
+void Adopt(const WorkerIdentity& theirs, WorkerIdentity& mine) {
+  const auto adopt = [](auto& field, const auto& value) {
+    if (field == std::decay_t<decltype(field)>()) field = value;
+  };
+  adopt(mine.model_name, theirs.model_name);
+  adopt(mine.model_hash, theirs.model_hash);
+  adopt(mine.kv_format, theirs.kv_format);
+  adopt(mine.page_tokens, theirs.page_tokens);
+  adopt(mine.layers, theirs.layers);
+  adopt(mine.revision, theirs.revision);
 }
 
 }  // namespace baton::scheduler

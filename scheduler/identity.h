@@ -13,6 +13,10 @@ namespace baton::scheduler {
 // format, page size, layers, revision). An empty or zero field matches anything.
 absl::Status CheckCompatible(const WorkerIdentity& mine, const WorkerIdentity& theirs);
 
+// Fills in what `mine` leaves open (model name and hash, KV format, page size, layers, revision):
+// a router learns from the first worker what all others must have.
+void Adopt(const WorkerIdentity& theirs, WorkerIdentity& mine);
+
 }  // namespace baton::scheduler
 
 #endif  // BATON_SCHEDULER_IDENTITY_H_

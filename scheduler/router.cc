@@ -97,15 +97,7 @@ bool Router::Admits(WorkerId worker, const WorkerIdentity& identity, RouterActio
     sink.Add(RefuseWorker{worker, compatible});
     return false;
   }
-  const auto adopt = [](auto& mine, const auto& theirs) {
-    if (mine == std::decay_t<decltype(mine)>()) mine = theirs;
-  };
-  adopt(identity_.model_name, identity.model_name);
-  adopt(identity_.model_hash, identity.model_hash);
-  adopt(identity_.kv_format, identity.kv_format);
-  adopt(identity_.page_tokens, identity.page_tokens);
-  adopt(identity_.layers, identity.layers);
-  adopt(identity_.revision, identity.revision);
+  Adopt(identity, identity_);
   return true;
 }
 

@@ -47,7 +47,31 @@ class CompletionCall {
   CompletionCall(Context& context, grpc::CallbackServerContext* call)
       : context_(context), call_(call) {}
 
-  // Validates and tokenizes. Not OK: answer with it.
+  // Validates, tokenizes and enqueues. Not OK: answer with it; `stream` gets no result. The stream
+  // may be called before this returns.
+  absl::Status Begin(const v1::GenerateRequest& request, std::shared_ptr<ClientStream> stream) {
+    absl::Status status = Parse(request);
+    if (status.ok()) status = Submit(std::move(stream));
+    return status;
+  }
+
+  // Any thread, any number of times, also before Begin has returned.
+  void Cancel() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (std::exchange(cancel_wanted_, true)) return;
+    if (id_.has_value()) context_.frontend.Cancel(*id_);
+  }
+
+  // The name under which the client knows the request.
+  std::string EchoId(RequestId id) const {
+    return client_id_.empty() ? absl::StrCat("req-", absl::Hex(id.value(), absl::kZeroPad16))
+                              : client_id_;
+  }
+
+  CompletionState& state() { return *state_; }
+  grpc::CallbackServerContext* call() { return call_; }
+
+ private:
   absl::Status Parse(const v1::GenerateRequest& request) {
     arrived_at_ = context_.frontend.clock().Now();
     absl::StatusOr<ParsedRequest> parsed =
@@ -62,8 +86,6 @@ class CompletionCall {
     return absl::OkStatus();
   }
 
-  // Enqueues. Not OK: answer with it; `stream` gets no result. The stream may be called before this
-  // returns.
   absl::Status Submit(std::shared_ptr<ClientStream> stream) {
     absl::StatusOr<RequestId> id =
         context_.frontend.Submit(state_->TakePrompt(), state_->sampling(), arrived_at_,
@@ -81,23 +103,6 @@ class CompletionCall {
     return absl::OkStatus();
   }
 
-  // Any thread, any number of times, also before Submit has returned.
-  void Cancel() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (std::exchange(cancel_wanted_, true)) return;
-    if (id_.has_value()) context_.frontend.Cancel(*id_);
-  }
-
-  // The name under which the client knows the request.
-  std::string EchoId(RequestId id) const {
-    return client_id_.empty() ? absl::StrCat("req-", absl::Hex(id.value(), absl::kZeroPad16))
-                              : client_id_;
-  }
-
-  CompletionState& state() { return *state_; }
-  grpc::CallbackServerContext* call() { return call_; }
-
- private:
   Context& context_;
   grpc::CallbackServerContext* call_;
   Tick arrived_at_;
@@ -117,8 +122,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
 
   void Start(const v1::GenerateRequest& request) {
     self_ = shared_from_this();
-    absl::Status status = call_.Parse(request);
-    if (status.ok()) status = call_.Submit(self_);
+    const absl::Status status = call_.Begin(request, self_);
     if (!status.ok()) Finish(ToGrpc(status));
   }
 
@@ -207,8 +211,7 @@ class CompleteReactor final : public grpc::ServerUnaryReactor,
 
   void Start(const v1::GenerateRequest& request) {
     self_ = shared_from_this();
-    absl::Status status = call_.Parse(request);
-    if (status.ok()) status = call_.Submit(self_);
+    const absl::Status status = call_.Begin(request, self_);
     if (!status.ok()) Finish(ToGrpc(status));
   }
 
@@ -273,13 +276,17 @@ class CompletionService final : public v1::Completion::CallbackService {
                                          v1::GetModelInfoResponse* response) override {
     const ModelDescription& model = context_.model;
     response->set_name(model.name);
-    response->set_hash(model.hash);
+    const ServerSummary summary = context_.summary();
+    response->set_hash(summary.model_hash);
     response->set_architecture(model.architecture);
     response->set_parameters(model.parameters);
     response->set_active_parameters(model.active_parameters);
     response->set_weight_format(model.weight_format);
-    response->set_kv_format(model.kv_format);
-    response->set_kv_bytes_per_token(model.kv_bytes_per_token);
+    response->set_kv_format(summary.kv_format);
+    const auto kv_bytes = model.kv_bytes_per_token.find(summary.kv_format);
+    if (kv_bytes != model.kv_bytes_per_token.end()) {
+      response->set_kv_bytes_per_token(kv_bytes->second);
+    }
     response->set_layers(model.layers);
     response->set_vocab_size(model.vocab_size);
     response->set_context_tokens(model.context_tokens);

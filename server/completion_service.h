@@ -31,6 +31,8 @@ struct ServerSummary {
   bool draining = false;
   int32_t queued_requests = 0;
   int32_t running_requests = 0;
+  std::string model_hash;  // as the workers have it; empty until one was connected
+  std::string kv_format;   // likewise
   std::vector<WorkerSummary> workers;
 };
 

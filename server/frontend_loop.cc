@@ -6,12 +6,6 @@
 #include <variant>
 
 namespace baton::server {
-namespace {
-
-// Waits end early on any event; this bounds them when a wake-up time is far away or infinite.
-constexpr Duration kMaxWait = Duration::Millis(500);
-
-}  // namespace
 
 bool FrontendInbox::TryArrive(scheduler::Arrived&& arrived) {
   // Not exact between threads that arrive together; the other half has room for the difference.
@@ -51,15 +45,6 @@ scheduler::TickResult FrontendLoop::Tick() {
   // Idle: nobody waits, so this is when to look for contradictions.
   if (events_.empty() && sink_.actions.empty()) router_.CheckInvariants();
   return {!events_.empty(), router_.NextWake()};
-}
-
-void FrontendLoop::RunUntil(const std::atomic<bool>& stop) {
-  while (!stop.load(std::memory_order_acquire)) {
-    const scheduler::TickResult result = Tick();
-    if (result.busy) continue;
-    const Duration wait = result.wake_at.infinite() ? kMaxWait : result.wake_at - clock_.Now();
-    if (wait > Duration()) inbox_.queue().WaitFor(std::min(wait, kMaxWait));
-  }
 }
 
 }  // namespace baton::server

@@ -5,7 +5,6 @@
 // outbox. Front ends (gRPC, HTTP) and worker clients only push events to the inbox and serve the
 // outbox; one thread calls Tick and thereby owns all request state. Library: baton_frontend.
 
-#include <atomic>
 #include <cstddef>
 #include <vector>
 
@@ -67,9 +66,6 @@ class FrontendLoop {
 
   // One round; never waits.
   scheduler::TickResult Tick();
-
-  // Ticks until `stop` is set (wake the inbox after setting it), waiting on the inbox in between.
-  void RunUntil(const std::atomic<bool>& stop);
 
   // After DrainRequested: no request is queued or running any more. Loop thread only.
   bool drained() const { return router_.drained(); }

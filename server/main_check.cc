@@ -59,7 +59,8 @@ void PrintModel(const Config& config, const model::LoadedModel& model, std::ostr
   Line(out, "layers", std::to_string(d.layers));
   Line(out, "context", std::to_string(d.context_tokens) + " tokens");
   Line(out, "KV cache",
-       d.kv_format + ", " + std::to_string(d.kv_bytes_per_token) + " bytes per token");
+       d.kv_format + ", " + std::to_string(d.kv_bytes_per_token.at(d.kv_format)) +
+           " bytes per token");
 }
 
 void CheckTokenizer(const std::string& directory, const model::LoadedModel* model,

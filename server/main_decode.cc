@@ -16,34 +16,24 @@ absl::StatusOr<int> Decode(const CommandContext& context) {
   TerminationSignals signals;
   const Config& config = context.config();
   const auto clock = std::make_shared<MonotonicClock>();
-  BATON_ASSIGN_OR_RETURN(const ModelFiles files, LoadModelFiles(config));
-  BATON_ASSIGN_OR_RETURN(const model::RunnerOptions options,
-                         RunnerOptionsFor(config, RunnerRole::kDecode, *files.model));
-  BATON_ASSIGN_OR_RETURN(std::unique_ptr<model::Runner> runner,
-                         model::CreateRunner(files.model, options));
-  BATON_ASSIGN_OR_RETURN(std::unique_ptr<transport::KvTransport> transport,
-                         MakeProcessTransport(config, clock, context.log));
-  Metrics metrics(MetricsOptionsFor(config, files.description));
-  BATON_ASSIGN_OR_RETURN(
-      const std::unique_ptr<decode_worker::DecodeWorker> worker,
-      decode_worker::DecodeWorker::Start(
-          {.identity = IdentityFor("decode", config.decode().address(), config, files.description),
-           .loop = DecodeLoopOptionsFor(config, files.description)},
-          *clock, std::move(runner), std::move(transport), MakePeerChannel, metrics.decode(),
-          context.log));
+  const std::string& address = config.decode().address();
+  BATON_ASSIGN_OR_RETURN(WorkerParts parts,
+                         MakeWorkerParts(config, RunnerRole::kDecode, address, clock, context.log));
+  const ModelDescription& model = parts.files.description;
+  Metrics metrics(MetricsOptionsFor(config, model));
+  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<decode_worker::DecodeWorker> worker,
+                         decode_worker::DecodeWorker::Start(
+                             {.identity = IdentityFor("decode", config, model),
+                              .loop = DecodeLoopOptionsFor(config, model)},
+                             *clock, std::move(parts.runner), std::move(parts.transport),
+                             MakePeerChannel, metrics.decode(), context.log));
 
-  RoleProcess role;
-  role.grpc_address = config.decode().address();
-  role.service = worker->service();
-  role.service_name = "baton.v1.DecodeWorker";
-  role.not_ready = [&] { return worker->last_report().draining ? "draining" : ""; };
-  role.drain = {[&] { worker->Drain(); }, [&] { return worker->drained(); }};
-  role.close_streams = [&] { worker->CloseStreams(); };
+  RoleProcess role = WorkerProcess(*worker, address, "baton.v1.DecodeWorker");
   role.started = [&](int grpc_port, int http_port) {
-    context.err << "decode worker of " << files.description.name << ": gRPC port " << grpc_port
-                << ", HTTP port " << http_port << ", " << options.total_pages << " KV pages of "
-                << options.page_tokens << " tokens, " << config.decode().max_sequences()
-                << " sequences" << std::endl;
+    context.err << "decode worker of " << model.name << ": gRPC port " << grpc_port
+                << ", HTTP port " << http_port << ", " << parts.options.total_pages
+                << " KV pages of " << parts.options.page_tokens << " tokens, "
+                << config.decode().max_sequences() << " sequences" << std::endl;
   };
   return RunRole(context, role, metrics, signals, *clock);
 }

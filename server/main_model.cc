@@ -45,6 +45,30 @@ std::string Scaled(double value, double step, const char* const (&units)[5]) {
   return text;
 }
 
+ModelDescription Describe(const Config& config, const std::string& directory,
+                          const model::ModelConfig& model,
+                          const model::GenerationDefaults& generation) {
+  const model::ParameterCounts parameters = model::CountParameters(model);
+  ModelDescription description;
+  description.name = ModelName(config, directory);
+  description.architecture = model.model_type;
+  description.parameters = parameters.total;
+  description.active_parameters = parameters.active;
+  description.weight_format = WeightFormatText(model);
+  description.kv_bytes_per_token = {
+      {"bf16", model::KvTokenBytes(model, kernels::KvFormat::kBF16)},
+      {"fp8", model::KvTokenBytes(model, kernels::KvFormat::kFP8)},
+  };
+  description.layers = model.layers;
+  description.vocab_size = model.vocab_size;
+  description.context_tokens = model.max_positions;
+  description.eos_token_ids = generation.eos_token_ids;
+  description.temperature = generation.temperature;
+  description.top_p = generation.top_p;
+  description.top_k = generation.top_k;
+  return description;
+}
+
 }  // namespace
 
 absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, RunnerRole role,
@@ -75,32 +99,19 @@ absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, Runn
       " or more");
 }
 
+ModelDescription DescribeModel(const Config& config, const model::ModelManifest& manifest) {
+  return Describe(config, manifest.directory, manifest.config, manifest.generation);
+}
+
 ModelDescription DescribeModel(const Config& config, const model::LoadedModel& model) {
-  const model::ParameterCounts parameters = model::CountParameters(model.config);
-  model::RunnerOptions options;
-  options.kv_format =
-      config.model().kv_format() == "fp8" ? kernels::KvFormat::kFP8 : kernels::KvFormat::kBF16;
-  ModelDescription description;
-  description.name = ModelName(config, model.directory);
+  ModelDescription description = Describe(config, model.directory, model.config, model.generation);
   description.hash = model.hash;
-  description.architecture = model.config.model_type;
-  description.parameters = parameters.total;
-  description.active_parameters = parameters.active;
-  description.weight_format = WeightFormatText(model);
   description.kv_format = config.model().kv_format();
-  description.kv_bytes_per_token = model::PlanMemory(model, options).kv_token_bytes;
-  description.layers = model.config.layers;
-  description.vocab_size = model.config.vocab_size;
-  description.context_tokens = model.config.max_positions;
-  description.eos_token_ids = model.generation.eos_token_ids;
-  description.temperature = model.generation.temperature;
-  description.top_p = model.generation.top_p;
-  description.top_k = model.generation.top_k;
   return description;
 }
 
-std::string WeightFormatText(const model::LoadedModel& model) {
-  return model.config.weight_format == model::WeightFormat::kFp8Block ? "fp8 128x128" : "bf16";
+std::string WeightFormatText(const model::ModelConfig& config) {
+  return config.weight_format == model::WeightFormat::kFp8Block ? "fp8 128x128" : "bf16";
 }
 
 int64_t MachineMemoryBytes() {

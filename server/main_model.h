@@ -24,11 +24,13 @@ enum class RunnerRole : uint8_t { kPrefill, kDecode };
 absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, RunnerRole role,
                                                       const model::LoadedModel& model);
 
-// What front ends, banner and /health tell of the model.
+// What front ends and banner tell of the model. A manifest has no hash, and says nothing of the
+// workers' KV format.
 ModelDescription DescribeModel(const Config& config, const model::LoadedModel& model);
+ModelDescription DescribeModel(const Config& config, const model::ModelManifest& manifest);
 
 // "fp8 128x128" or "bf16".
-std::string WeightFormatText(const model::LoadedModel& model);
+std::string WeightFormatText(const model::ModelConfig& config);
 
 // Memory of this machine, less if a cgroup allows less; 0 when unknown.
 int64_t MachineMemoryBytes();

@@ -1,9 +1,12 @@
 #include "server/main_roles.h"
 
+#include <arpa/inet.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
+#include <iterator>
 #include <random>
 #include <utility>
 
@@ -21,6 +24,7 @@
 namespace baton::server {
 namespace {
 
+constexpr char kLoopback[] = "127.0.0.1:0";
 constexpr uint64_t kKiB = uint64_t{1} << 10;
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 // After a drain nothing runs: this is for the last bytes on their way to clients.
@@ -29,11 +33,6 @@ constexpr Duration kShutdownGrace = Duration::Seconds(2);
 uint64_t RandomBits() {
   std::random_device random;
   return uint64_t{random()} << 32 | random();
-}
-
-std::string HostName() {
-  char name[256] = {};
-  return gethostname(name, sizeof name - 1) == 0 ? name : "localhost";
 }
 
 }  // namespace
@@ -46,11 +45,15 @@ absl::StatusOr<ModelFiles> LoadModelFiles(const Config& config) {
   return files;
 }
 
-scheduler::WorkerIdentity IdentityFor(const std::string& role, const std::string& address,
-                                      const Config& config, const ModelDescription& model) {
+std::string HostName() {
+  char name[256] = {};
+  return gethostname(name, sizeof name - 1) == 0 ? name : "localhost";
+}
+
+scheduler::WorkerIdentity IdentityFor(const std::string& role, const Config& config,
+                                      const ModelDescription& model) {
   scheduler::WorkerIdentity identity;
   identity.role = role;
-  identity.instance = HostName() + address.substr(std::min(address.rfind(':'), address.size()));
   identity.incarnation = RandomBits() | 1;
   identity.model_name = model.name;
   identity.model_hash = model.hash;
@@ -116,17 +119,61 @@ MetricsOptions MetricsOptionsFor(const Config& config, const ModelDescription& m
           .vllm_aliases = config.metrics().vllm_aliases()};
 }
 
+absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole role,
+                                            const std::string& address,
+                                            std::shared_ptr<Clock> clock, const Log& log) {
+  WorkerParts parts;
+  BATON_ASSIGN_OR_RETURN(parts.files, LoadModelFiles(config));
+  BATON_ASSIGN_OR_RETURN(parts.options, RunnerOptionsFor(config, role, *parts.files.model));
+  BATON_ASSIGN_OR_RETURN(parts.runner, model::CreateRunner(parts.files.model, parts.options));
+  BATON_ASSIGN_OR_RETURN(parts.transport,
+                         MakeProcessTransport(config, address, std::move(clock), log));
+  return parts;
+}
+
+RoleProcess WorkerProcess(wire::Worker& worker, const std::string& address,
+                          const std::string& service_name) {
+  RoleProcess role;
+  role.grpc_address = address;
+  role.service = worker.service();
+  role.service_name = service_name;
+  role.not_ready = [&worker] { return worker.draining() ? "draining" : ""; };
+  role.drain = {[&worker] { worker.Drain(); }, [&worker] { return worker.drained(); }};
+  role.close_streams = [&worker] { worker.CloseStreams(); };
+  role.bound = [&worker](int port) { worker.Announce(absl::StrCat(HostName(), ":", port)); };
+  return role;
+}
+
 absl::StatusOr<std::unique_ptr<transport::KvTransport>> MakeProcessTransport(
-    const Config& config, std::shared_ptr<Clock> clock, const Log& log) {
+    const Config& config, const std::string& address, std::shared_ptr<Clock> clock,
+    const Log& log) {
   if (config.handoff().transport() == "inproc") {
     return absl::InvalidArgumentError(
         "handoff.transport: inproc does not reach other processes; set it to auto or ucx");
   }
+  const v1::Ucx& network = config.handoff().ucx();
   transport::UcxOptions options;
+  options.tls = network.tls();
+  options.net_devices = network.net_devices();
+  options.listen_ip = network.listen_ip().empty() ? SpecificIp(address) : network.listen_ip();
+  options.listen_port = static_cast<uint16_t>(network.listen_port());
   options.log = log;
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<transport::KvTransport> ucx,
                          transport::CreateUcxTransport(options, std::move(clock)));
   return ucx;
+}
+
+std::string SpecificIp(const std::string& address) {
+  std::string host = address.substr(0, address.rfind(':'));
+  if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
+  unsigned char bytes[sizeof(in6_addr)] = {};
+  if (inet_pton(AF_INET, host.c_str(), bytes) != 1 &&
+      inet_pton(AF_INET6, host.c_str(), bytes) != 1) {
+    return std::string();
+  }
+  const bool unspecified =
+      std::all_of(std::begin(bytes), std::end(bytes), [](unsigned char byte) { return byte == 0; });
+  return unspecified ? std::string() : host;
 }
 
 std::unique_ptr<transport::KvTransport> WithFaults(
@@ -164,9 +211,14 @@ absl::StatusOr<EmbeddedParts> MakeEmbeddedParts(const Config& config, const Mode
   BATON_ASSIGN_OR_RETURN(parts.prefill_runner, model::CreateRunner(files.model, prefill));
   BATON_ASSIGN_OR_RETURN(parts.decode_runner, model::CreateRunner(files.model, decode));
   if (config.handoff().transport() == "ucx") {
+    // Both ends are here, so nobody else needs to reach them; one port cannot serve both.
+    Config local = config;
+    local.mutable_handoff()->mutable_ucx()->set_listen_port(0);
     const auto clock = std::make_shared<MonotonicClock>();
-    BATON_ASSIGN_OR_RETURN(parts.prefill_transport, MakeProcessTransport(config, clock, Log()));
-    BATON_ASSIGN_OR_RETURN(parts.decode_transport, MakeProcessTransport(config, clock, Log()));
+    BATON_ASSIGN_OR_RETURN(parts.prefill_transport,
+                           MakeProcessTransport(local, kLoopback, clock, Log()));
+    BATON_ASSIGN_OR_RETURN(parts.decode_transport,
+                           MakeProcessTransport(local, kLoopback, clock, Log()));
   } else {
     transport::InprocFabric fabric;
     parts.prefill_transport = fabric.NewEndpoint("prefill-0");
@@ -186,7 +238,9 @@ absl::Status WritePortFile(const std::string& path, int grpc_port, int http_port
   {
     std::ofstream out(partial);
     out << "grpc=" << grpc_port << "\nhttp=" << http_port << "\n";
-    if (!out.flush()) return absl::UnavailableError("--port-file: cannot write " + partial);
+    if (!out.flush())
+      return absl::UnavailableError("--port-file: cannot write " + path +
+                                    "; does its folder exist?");
   }
   if (std::rename(partial.c_str(), path.c_str()) != 0) {
     return absl::UnavailableError("--port-file: cannot write " + path);
@@ -209,6 +263,7 @@ absl::StatusOr<int> RunRole(const CommandContext& context, const RoleProcess& ro
   BATON_ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> http,
                          HttpServer::Start({.address = config.server().http_address()},
                                            OperatorPages(metrics, role.not_ready)));
+  if (role.bound) role.bound(host->port());
   const auto set_health = [&host, &role](bool ready) {
     host->SetServing(role.service_name, ready);
   };
@@ -218,7 +273,12 @@ absl::StatusOr<int> RunRole(const CommandContext& context, const RoleProcess& ro
     set_health(true);
   }
   role.started(host->port(), http->port());
-  BATON_RETURN_IF_ERROR(WritePortFile(context.flags.text("port-file"), host->port(), http->port()));
+  const absl::Status port_file =
+      WritePortFile(context.flags.text("port-file"), host->port(), http->port());
+  if (!port_file.ok()) {
+    if (role.watch_ready) role.watch_ready([](bool) {});  // the host goes before the role does
+    return port_file;
+  }
   DrainSteps steps = role.drain;
   steps.begin = [&] {
     if (!role.watch_ready) set_health(false);

@@ -18,10 +18,12 @@
 #include "prefill_worker/service.h"
 #include "server/cli.h"
 #include "server/embedded.h"
+#include "server/main_model.h"
 #include "server/model_description.h"
 #include "server/router_server.h"
 #include "server/termination.h"
 #include "transport/kv_transport.h"
+#include "wire/worker.h"
 
 namespace grpc {
 class Service;
@@ -36,9 +38,10 @@ struct ModelFiles {
 };
 absl::StatusOr<ModelFiles> LoadModelFiles(const Config& config);
 
-// `instance` is filled in: this host's name and the port of `address`.
-scheduler::WorkerIdentity IdentityFor(const std::string& role, const std::string& address,
-                                      const Config& config, const ModelDescription& model);
+// Without an instance: a worker has its name, host:port, when its port is bound.
+scheduler::WorkerIdentity IdentityFor(const std::string& role, const Config& config,
+                                      const ModelDescription& model);
+std::string HostName();
 
 prefill_worker::PrefillLoopOptions PrefillLoopOptionsFor(const Config& config);
 decode_worker::DecodeLoopOptions DecodeLoopOptionsFor(const Config& config,
@@ -46,9 +49,25 @@ decode_worker::DecodeLoopOptions DecodeLoopOptionsFor(const Config& config,
 RouterServerOptions RouterServerOptionsFor(const Config& config);
 MetricsOptions MetricsOptionsFor(const Config& config, const ModelDescription& model);
 
-// The transport of a worker process.
+// What a worker process computes with and ships by.
+struct WorkerParts {
+  ModelFiles files;
+  model::RunnerOptions options;
+  std::unique_ptr<model::Runner> runner;
+  std::unique_ptr<transport::KvTransport> transport;
+};
+// `address`: where the worker listens for streams.
+absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole role,
+                                            const std::string& address,
+                                            std::shared_ptr<Clock> clock, const Log& log);
+
+// The transport of a worker process that listens for streams at `address`. Where handoff.ucx says
+// nothing else, it listens where the worker does: on that IP address, or everywhere.
 absl::StatusOr<std::unique_ptr<transport::KvTransport>> MakeProcessTransport(
-    const Config& config, std::shared_ptr<Clock> clock, const Log& log);
+    const Config& config, const std::string& address, std::shared_ptr<Clock> clock, const Log& log);
+
+// The IP address in `address` (host:port); empty when its host is a name, or every interface.
+std::string SpecificIp(const std::string& address);
 
 // `transport`, harmed as handoff.faults says: for the side that sends.
 std::unique_ptr<transport::KvTransport> WithFaults(
@@ -73,11 +92,15 @@ struct RoleProcess {
   std::function<std::string()> not_ready;  // the reason, or empty
   DrainSteps drain;
   std::function<void()> close_streams;
-  // Told once both ports are bound.
+  // Told the gRPC port as soon as it is bound (may be empty), and both ports.
+  std::function<void(int grpc_port)> bound;
   std::function<void(int grpc_port, int http_port)> started;
   // Given a function that sets the service's health; workers are serving from the start.
   std::function<void(std::function<void(bool)>)> watch_ready;
 };
+// The process of a worker, all but `started`.
+RoleProcess WorkerProcess(wire::Worker& worker, const std::string& address,
+                          const std::string& service_name);
 absl::StatusOr<int> RunRole(const CommandContext& context, const RoleProcess& role,
                             const Metrics& metrics, TerminationSignals& signals, Clock& clock);
 

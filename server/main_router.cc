@@ -1,11 +1,16 @@
 // baton router: accepts requests and gives them to worker processes.
 
-#include <ostream>
+#include <unistd.h>
 
+#include <ostream>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "server/commands.h"
 #include "server/exit_code.h"
 #include "server/grpc_host.h"
+#include "server/main_model.h"
 #include "server/main_roles.h"
 
 namespace baton::server {
@@ -14,20 +19,31 @@ namespace {
 absl::StatusOr<int> Route(const CommandContext& context) {
   TerminationSignals signals;
   const Config& config = context.config();
-  if (config.router().decode_workers().empty() || config.router().prefill_workers().empty()) {
-    return absl::InvalidArgumentError(
-        "router.decode_workers and router.prefill_workers each need at least one host:port");
+  bool usage = false;
+  for (const auto& [field, workers] :
+       {std::pair{"router.prefill_workers", &config.router().prefill_workers()},
+        {"router.decode_workers", &config.router().decode_workers()}}) {
+    if (!workers->empty()) continue;
+    context.err << "error: " << field << ": a router needs at least one; --" << field
+                << "=HOST:PORT, or a list in the configuration file" << std::endl;
+    usage = true;
   }
+  if (usage) return kExitUsage;
   MonotonicClock clock;
-  BATON_ASSIGN_OR_RETURN(const ModelFiles files, LoadModelFiles(config));
+  // JSON files only: weights are the workers' affair.
+  BATON_ASSIGN_OR_RETURN(const std::string directory, ModelDirectory(config));
+  BATON_ASSIGN_OR_RETURN(const model::ModelManifest manifest, model::ReadModelManifest(directory));
   BATON_ASSIGN_OR_RETURN(const std::unique_ptr<const model::Tokenizer> tokenizer,
-                         model::Tokenizer::Load(files.model->directory));
-  Metrics metrics(MetricsOptionsFor(config, files.description));
+                         model::Tokenizer::Load(directory));
+  const ModelDescription description = DescribeModel(config, manifest);
+  Metrics metrics(MetricsOptionsFor(config, description));
   RouterServerOptions options = RouterServerOptionsFor(config);
-  options.router.identity =
-      IdentityFor("router", config.server().grpc_address(), config, files.description);
+  options.router.identity = IdentityFor("router", config, description);
+  options.router.identity.page_tokens = 0;  // as the workers have it
+  // Workers are called at once, before there is a port.
+  options.router.identity.instance = absl::StrCat(HostName(), " process ", getpid());
   const std::unique_ptr<RouterServer> router = RouterServer::Start(
-      options, files.description, *tokenizer, clock, MakePeerChannel, metrics, context.log);
+      options, description, *tokenizer, clock, MakePeerChannel, metrics, context.log);
 
   RoleProcess role;
   role.grpc_address = config.server().grpc_address();
@@ -37,10 +53,9 @@ absl::StatusOr<int> Route(const CommandContext& context) {
   role.drain = {[&] { router->Drain(); }, [&] { return router->drained(); }};
   role.watch_ready = [&](std::function<void(bool)> set) { router->WatchReady(std::move(set)); };
   role.started = [&](int grpc_port, int http_port) {
-    context.err << "router of " << files.description.name << ": gRPC port " << grpc_port
-                << ", HTTP port " << http_port << ", " << options.prefill_workers.size()
-                << " prefill and " << options.decode_workers.size() << " decode workers"
-                << std::endl;
+    context.err << "router of " << description.name << ": gRPC port " << grpc_port << ", HTTP port "
+                << http_port << ", " << options.prefill_workers.size() << " prefill and "
+                << options.decode_workers.size() << " decode workers" << std::endl;
   };
   return RunRole(context, role, metrics, signals, clock);
 }
@@ -53,11 +68,11 @@ Command RouterCommand() {
           .description =
               "Accepts client requests (gRPC), gives them to the configured prefill and decode "
               "workers and streams their tokens back, until SIGTERM; then running requests finish, "
-              "and it exits 0. Computes nothing itself; of the model it reads the tokenizer, the "
-              "configuration and the tensors' headers.",
+              "and it exits 0. Computes nothing itself; of the checkpoint it reads config.json, "
+              "generation_config.json, tokenizer.json and tokenizer_config.json, no weights.",
           .flags = {PortFileFlag()},
-          .config = {"model", "server", "router", "decode.reserve_output_tokens", "drain", "log",
-                     "metrics"},
+          .config = {"model.path", "model.name", "server", "router", "decode.reserve_output_tokens",
+                     "drain", "log", "metrics"},
           .run = [](const CommandContext& context) { return ExitCode(context, Route(context)); }};
 }
 

@@ -32,7 +32,7 @@ void PrintBanner(const CommandContext& context, const ModelFiles& files, const E
       << CountText(model.active_parameters) << " active for each token\n"
       << "  weights     " << model.weight_format << ", mapped from " << files.model->directory
       << "\n"
-      << "  KV cache    " << model.kv_format << ", " << model.kv_bytes_per_token
+      << "  KV cache    " << model.kv_format << ", " << model.kv_bytes_per_token.at(model.kv_format)
       << " bytes per token, context " << model.context_tokens << " tokens\n"
       << "  roles       router, prefill (1 rank, " << prefill_pages << " pages of "
       << context.config().model().page_tokens() << " tokens), decode (1 rank, " << decode_pages

@@ -3,8 +3,11 @@
 
 // What the front ends know of the served model: filled once from the checkpoint by main, read by
 // everybody. Plain values, so that server/ needs no other header of model/ than the tokenizer's.
+// Hash and KV format are the workers' affair: a router process has no weights to hash and learns
+// both when workers connect (ServerSummary).
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -14,13 +17,14 @@ namespace baton::server {
 
 struct ModelDescription {
   std::string name;
-  std::string hash;
+  std::string hash;          // empty in a router process
   std::string architecture;  // model_type
   int64_t parameters = 0;
   int64_t active_parameters = 0;  // multiplied for one token
   std::string weight_format;
-  std::string kv_format;
-  int64_t kv_bytes_per_token = 0;  // all layers
+  std::string kv_format;  // empty in a router process
+  // Of all layers, by KV format.
+  std::map<std::string, int64_t> kv_bytes_per_token;
   int32_t layers = 0;
   int32_t vocab_size = 0;      // rows of the embedding: prompt ids lie below
   int32_t context_tokens = 0;  // prompt and output together, at most

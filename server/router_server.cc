@@ -5,11 +5,10 @@
 
 #include <atomic>
 #include <mutex>
-#include <optional>
 #include <random>
 #include <utility>
 
-#include "base/thread.h"
+#include "base/loop_thread.h"
 #include "server/frontend_loop.h"
 
 namespace baton::server {
@@ -18,26 +17,25 @@ namespace {
 class RouterServerImpl final : public RouterServer, public FrontendOutbox, public FrontendObserver {
  public:
   RouterServerImpl(const RouterServerOptions& options, const ModelDescription& model,
-                   const model::Tokenizer& tokenizer, Clock& clock, const ChannelFactory& channels,
-                   Metrics& metrics, const Log& log)
+                   const model::Tokenizer& tokenizer, Clock& clock,
+                   const wire::ChannelFactory& channels, Metrics& metrics, const Log& log)
       : options_(options),
         clock_(clock),
         started_(clock.Now()),
         metrics_(metrics.router()),
         inbox_(options.inbox_capacity),
         frontend_(options.frontend, std::random_device{}(), clock, inbox_, metrics_),
-        loop_(options.router, clock, inbox_, *this, *this),
         service_(MakeCompletionService(model, tokenizer, frontend_, [this] { return Summary(); })),
         workers_(WorkerClient::Start(
             {options.router.identity, options.decode_workers, options.prefill_workers}, channels,
-            clock, inbox_, metrics, log)) {
-    thread_.emplace("router", [this] { loop_.RunUntil(stop_); });
+            clock, inbox_, metrics, log)),
+        thread_(inbox_.queue(), clock) {
+    thread_.Start("router",
+                  std::make_unique<FrontendLoop>(options.router, clock, inbox_, *this, *this));
   }
 
   ~RouterServerImpl() override {
-    stop_.store(true, std::memory_order_release);
-    inbox_.queue().Wake();
-    thread_.reset();
+    thread_.Stop();
     workers_.reset();
   }
 
@@ -46,14 +44,14 @@ class RouterServerImpl final : public RouterServer, public FrontendOutbox, publi
   void WatchReady(std::function<void(bool)> on_ready) override {
     std::lock_guard<std::mutex> lock(mutex_);
     on_ready_ = std::move(on_ready);
-    on_ready_(IsReady(report_));
+    on_ready_(ready_);
   }
 
   void Drain() override {
     drain_wanted_.store(true, std::memory_order_release);
     inbox_.queue().Wake();
   }
-  bool drained() const override { return drained_.load(std::memory_order_acquire); }
+  bool drained() const override { return thread_.drained(); }
 
   ServerSummary Summary() const override {
     ServerSummary summary;
@@ -61,11 +59,14 @@ class RouterServerImpl final : public RouterServer, public FrontendOutbox, publi
     summary.revision = options_.revision;
     summary.uptime = clock_.Now() - started_;
     summary.workers = workers_->Summaries();
-    std::lock_guard<std::mutex> lock(mutex_);
-    summary.ready = IsReady(report_);
-    summary.draining = report_.draining;
-    summary.queued_requests = report_.queued;
-    summary.running_requests = report_.running;
+    const scheduler::WorkerIdentity agreed = workers_->Agreed();
+    summary.model_hash = agreed.model_hash;
+    summary.kv_format = agreed.kv_format;
+    const scheduler::RouterReport report = thread_.last_report();
+    summary.ready = IsReady(report);
+    summary.draining = report.draining;
+    summary.queued_requests = report.queued;
+    summary.running_requests = report.running;
     return summary;
   }
 
@@ -90,12 +91,10 @@ class RouterServerImpl final : public RouterServer, public FrontendOutbox, publi
     metrics_.retries_total[RetryCause::kHandoff].Add(report.retries - lost);
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      const bool was_ready = IsReady(report_);
-      report_ = report;
-      const bool ready = IsReady(report_);
-      if (ready != was_ready && on_ready_) on_ready_(ready);
+      const bool ready = IsReady(report);
+      if (std::exchange(ready_, ready) != ready && on_ready_) on_ready_(ready);
     }
-    if (loop_.drained()) drained_.store(true, std::memory_order_release);
+    thread_.OnStep(report);  // Summary shows it: whoever waits there has been told by now
   }
 
  private:
@@ -109,18 +108,15 @@ class RouterServerImpl final : public RouterServer, public FrontendOutbox, publi
   const RouterMetrics metrics_;
   FrontendInbox inbox_;
   Frontend frontend_;
-  FrontendLoop loop_;
   const std::unique_ptr<grpc::Service> service_;
   std::unique_ptr<WorkerClient> workers_;
 
-  mutable std::mutex mutex_;
-  scheduler::RouterReport report_;      // guarded by mutex_
+  std::mutex mutex_;
+  bool ready_ = false;                  // guarded by mutex_
   std::function<void(bool)> on_ready_;  // guarded by mutex_
-  std::atomic<bool> stop_{false};
-  std::atomic<bool> drained_{false};
   std::atomic<bool> drain_wanted_{false};
   bool drain_sent_ = false;  // loop's thread
-  std::optional<Thread> thread_;
+  LoopThread<FrontendLoop, scheduler::RouterEvent, scheduler::RouterReport> thread_;
 };
 
 }  // namespace
@@ -138,8 +134,8 @@ std::string NotReadyReason(const ServerSummary& summary) {
 std::unique_ptr<RouterServer> RouterServer::Start(const RouterServerOptions& options,
                                                   const ModelDescription& model,
                                                   const model::Tokenizer& tokenizer, Clock& clock,
-                                                  const ChannelFactory& channels, Metrics& metrics,
-                                                  const Log& log) {
+                                                  const wire::ChannelFactory& channels,
+                                                  Metrics& metrics, const Log& log) {
   return std::make_unique<RouterServerImpl>(options, model, tokenizer, clock, channels, metrics,
                                             log);
 }

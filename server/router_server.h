@@ -46,7 +46,7 @@ class RouterServer {
   static std::unique_ptr<RouterServer> Start(const RouterServerOptions& options,
                                              const ModelDescription& model,
                                              const model::Tokenizer& tokenizer, Clock& clock,
-                                             const ChannelFactory& channels, Metrics& metrics,
+                                             const wire::ChannelFactory& channels, Metrics& metrics,
                                              const Log& log);
 
   // Ends loop and connections. The gRPC server must be shut down by now.

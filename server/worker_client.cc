@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <functional>
 #include <mutex>
 #include <utility>
 
@@ -38,7 +39,29 @@ struct Shared {
   std::condition_variable idle;
   int open = 0;          // guarded by mutex: streams and timers that gRPC still works on
   bool closing = false;  // guarded by mutex
+  // What every worker must match: the router's own identity, completed by the first worker's.
+  scheduler::WorkerIdentity agreed;  // guarded by mutex
 
+  // FAILED_PRECONDITION when `worker` does not match.
+  absl::Status Agree(const scheduler::WorkerIdentity& worker) {
+    std::lock_guard<std::mutex> lock(mutex);
+    absl::Status compatible = scheduler::CheckCompatible(agreed, worker);
+    if (!compatible.ok()) return compatible;
+    const bool learns = agreed.model_hash.empty();
+    scheduler::Adopt(worker, agreed);
+    if (learns)
+      agreed.instance += " (with the model of " + worker.role + " " + worker.instance + ")";
+    return absl::OkStatus();
+  }
+  scheduler::WorkerIdentity Agreed() {
+    std::lock_guard<std::mutex> lock(mutex);
+    return agreed;
+  }
+
+  bool Closing() {
+    std::lock_guard<std::mutex> lock(mutex);
+    return closing;
+  }
   // Counts one more; false when closing.
   bool Acquire() {
     std::lock_guard<std::mutex> lock(mutex);
@@ -80,14 +103,12 @@ class Link {
 
   // The stream's first message. OK: go on.
   absl::Status Hello(const scheduler::WorkerIdentity& peer) {
-    const absl::Status compatible = scheduler::CheckCompatible(shared_.options.identity, peer);
-    if (!compatible.ok()) return compatible;
     if (peer.role != role_) {
       return absl::FailedPreconditionError(role_ + " worker expected at " + address_ + ", but a " +
                                            peer.role +
                                            " worker answers: check the router's lists of workers");
     }
-    return absl::OkStatus();
+    return shared_.Agree(peer);
   }
 
   void Joined() {
@@ -118,7 +139,7 @@ class Link {
       backoff_ = std::min(backoff_ * 2, kMaxBackoff);
       // One line for each new cause, not one for each try.
       const std::string failure(status.message().data(), status.message().size());
-      if (failure != last_failure_) {
+      if (failure != last_failure_ && !shared_.Closing()) {
         last_failure_ = failure;
         shared_.log.Warning("worker not connected",
                             {{"role", role_}, {"worker", address_}, {"cause", failure}});
@@ -161,183 +182,164 @@ class Link {
   WorkerSummary summary_;             // guarded by mutex_
 };
 
-// What ended a stream: our own reason, else gRPC's.
-absl::Status EndOf(const absl::Status& own, const grpc::Status& status) {
-  if (!own.ok()) return own;
-  if (status.ok()) return absl::UnavailableError("the worker ended the stream");
-  return FromGrpc(status);
-}
+// What both kinds of streams do: hello both ways, then updates for the link.
+template <typename In, typename Out>
+class WorkerStream : public wire::ClientStream<In, Out> {
+ public:
+  explicit WorkerStream(Link& link) : link_(link) {}
 
-// --- decode ranks
+ protected:
+  using Read = std::function<void()>;
 
-class DecodeStream final : public wire::ClientStream<v1::DecodeToRouter, v1::RouterToDecode> {
+  // An update; `first`: of this stream, the worker joins with it. Calls `read_next` once, when the
+  // next one may come.
+  virtual void OnUpdate(In& message, bool first, Read read_next) = 0;
+  // The event for a worker that had joined.
+  virtual RouterEvent LostEvent(const absl::Status& why) = 0;
+
+  Link& link() { return link_; }
+  RouterInbox& inbox() { return link_.shared().inbox; }
+  const scheduler::WorkerIdentity& router() const { return link_.shared().options.identity; }
+  const scheduler::WorkerIdentity& worker() const { return worker_; }
+
+ private:
+  void OnMessage(In& message) final {
+    const auto read_next = [self = this->shared_from_this()] { self->ReadNext(); };
+    if (message.has_hello()) {
+      worker_ = wire::FromProto(message.hello());
+      refusal_ = link_.Hello(worker_);
+      if (!refusal_.ok()) this->Cancel();
+      read_next();
+      return;
+    }
+    const bool first = !std::exchange(joined_, true);
+    if (first) link_.Joined();
+    OnUpdate(message, first, read_next);
+  }
+
+  void OnEnd(const grpc::Status& status) final {
+    absl::Status end = refusal_;
+    if (end.ok()) {
+      end = status.ok() ? absl::UnavailableError("the worker ended the stream") : FromGrpc(status);
+    }
+    if (joined_) inbox().Push(LostEvent(end));
+    link_.Ended(end);
+  }
+
+  Link& link_;
+  scheduler::WorkerIdentity worker_;
+  absl::Status refusal_;  // ours, of the worker's hello
+  bool joined_ = false;
+};
+
+class DecodeStream final : public WorkerStream<v1::DecodeToRouter, v1::RouterToDecode> {
  public:
   DecodeStream(Link& link, const std::shared_ptr<grpc::Channel>& channel)
-      : link_(link), stub_(v1::DecodeWorker::NewStub(channel)) {}
+      : WorkerStream(link), stub_(v1::DecodeWorker::NewStub(channel)) {}
 
   void Start() {
     stub_->async()->Session(context(), this);
     Begin();
     v1::RouterToDecode hello;
-    wire::ToProto(link_.shared().options.identity, hello.mutable_hello());
-    if (!Send(std::move(hello))) Cancel();
+    wire::ToProto(router(), hello.mutable_hello());
+    SendOrCancel(std::move(hello));
   }
 
  private:
-  void OnMessage(v1::DecodeToRouter& message) override {
-    if (message.has_hello()) {
-      identity_ = wire::FromProto(message.hello());
-      refusal_ = link_.Hello(identity_);
-      if (!refusal_.ok()) Cancel();
-      ReadNext();
-      return;
-    }
+  void OnUpdate(v1::DecodeToRouter& message, bool first, Read read_next) override {
     scheduler::DecodeUpdate update = wire::FromProto(message.update());
-    link_.Update(update.status.draining, update.status.total_pages, update.status.free_pages,
-                 update.status.running);
-    RouterInbox& inbox = link_.shared().inbox;
-    if (!joined_) {
-      joined_ = true;
-      link_.Joined();
-      inbox.Push(scheduler::DecodeJoined{link_.id(), identity_, update.status});
-    }
-    inbox.Push(scheduler::DecodeUpdated{link_.id(), std::move(update), link_.shared().clock.Now()},
-               [self = shared_from_this()] { self->ReadNext(); });
+    const scheduler::DecodeStatus& status = update.status;
+    link().Update(status.draining, status.total_pages, status.free_pages, status.running);
+    if (first) inbox().Push(scheduler::DecodeJoined{link().id(), worker(), status});
+    inbox().Push(
+        scheduler::DecodeUpdated{link().id(), std::move(update), link().shared().clock.Now()},
+        std::move(read_next));
+  }
+  RouterEvent LostEvent(const absl::Status& why) override {
+    return scheduler::DecodeLost{link().id(), why};
   }
 
-  void OnEnd(const grpc::Status& status) override {
-    const absl::Status end = EndOf(refusal_, status);
-    if (joined_) link_.shared().inbox.Push(scheduler::DecodeLost{link_.id(), end});
-    link_.Ended(end);
-  }
-
-  Link& link_;
   const std::unique_ptr<v1::DecodeWorker::Stub> stub_;
-  scheduler::WorkerIdentity identity_;
-  absl::Status refusal_;
-  bool joined_ = false;
 };
 
-class DecodeLink final : public Link {
- public:
-  using Link::Link;
-
-  // A message that cannot be sent would be lost with its request: the stream ends, and DecodeLost
-  // puts the request right.
-  void Send(v1::RouterToDecode message) {
-    const std::shared_ptr<DecodeStream> stream = Current();
-    if (stream != nullptr && !stream->Send(std::move(message))) stream->Cancel();
-  }
-
-  void CancelStream() override {
-    if (const std::shared_ptr<DecodeStream> stream = Current()) stream->Cancel();
-  }
-
- private:
-  void OpenStream(const std::shared_ptr<grpc::Channel>& channel) override {
-    auto stream = std::make_shared<DecodeStream>(*this, channel);
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stream_ = stream;
-    }
-    stream->Start();
-  }
-  std::shared_ptr<DecodeStream> Current() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return stream_;
-  }
-
-  std::mutex mutex_;
-  std::shared_ptr<DecodeStream> stream_;  // guarded by mutex_; the latest, maybe over
-};
-
-// --- prefill workers
-
-class PrefillStream final : public wire::ClientStream<v1::PrefillEvent, v1::WorkerIdentity> {
+class PrefillStream final : public WorkerStream<v1::PrefillEvent, v1::WorkerIdentity> {
  public:
   PrefillStream(Link& link, const std::shared_ptr<grpc::Channel>& channel)
-      : link_(link), stub_(v1::PrefillWorker::NewStub(channel)) {}
+      : WorkerStream(link), stub_(v1::PrefillWorker::NewStub(channel)) {}
 
   void Start() {
     stub_->async()->WatchStatus(context(), this);
     Begin();
     v1::WorkerIdentity hello;
-    wire::ToProto(link_.shared().options.identity, &hello);
-    if (!Send(std::move(hello))) Cancel();
+    wire::ToProto(router(), &hello);
+    SendOrCancel(std::move(hello));
   }
 
  private:
-  void OnMessage(v1::PrefillEvent& message) override {
-    if (message.has_hello()) {
-      identity_ = wire::FromProto(message.hello());
-      refusal_ = link_.Hello(identity_);
-      if (!refusal_.ok()) Cancel();
-      ReadNext();
-      return;
-    }
+  void OnUpdate(v1::PrefillEvent& message, bool first, Read read_next) override {
     const scheduler::PrefillStatus status = wire::FromProto(message.status());
-    link_.Update(status.draining, status.total_pages, status.free_pages, status.running);
-    const auto read_next = [self = shared_from_this()] { self->ReadNext(); };
-    if (joined_) {
-      link_.shared().inbox.Push(scheduler::PrefillUpdated{link_.id(), status}, read_next);
-      return;
+    link().Update(status.draining, status.total_pages, status.free_pages, status.running);
+    RouterEvent event = scheduler::PrefillUpdated{link().id(), status};
+    if (first) {
+      event = scheduler::PrefillJoined{link().id(), link().address(), worker(), status};
     }
-    joined_ = true;
-    link_.Joined();
-    link_.shared().inbox.Push(
-        scheduler::PrefillJoined{link_.id(), link_.address(), identity_, status}, read_next);
+    inbox().Push(std::move(event), std::move(read_next));
+  }
+  RouterEvent LostEvent(const absl::Status& why) override {
+    return scheduler::PrefillLost{link().id(), why};
   }
 
-  void OnEnd(const grpc::Status& status) override {
-    const absl::Status end = EndOf(refusal_, status);
-    if (joined_) link_.shared().inbox.Push(scheduler::PrefillLost{link_.id(), end});
-    link_.Ended(end);
-  }
-
-  Link& link_;
   const std::unique_ptr<v1::PrefillWorker::Stub> stub_;
-  scheduler::WorkerIdentity identity_;
-  absl::Status refusal_;
-  bool joined_ = false;
 };
 
-class PrefillLink final : public Link {
+// A link with its latest stream, which may be over.
+template <typename Stream>
+class LinkOf final : public Link {
  public:
   using Link::Link;
 
+  // A message that cannot be sent would be lost with its request: the stream ends, and its
+  // LostEvent puts the request right.
+  template <typename Message>
+  void Send(Message message) {
+    if (const std::shared_ptr<Stream> stream = Current()) stream->SendOrCancel(std::move(message));
+  }
+
   void CancelStream() override {
-    std::shared_ptr<PrefillStream> stream;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stream = stream_;
-    }
-    if (stream != nullptr) stream->Cancel();
+    if (const std::shared_ptr<Stream> stream = Current()) stream->Cancel();
   }
 
  private:
   void OpenStream(const std::shared_ptr<grpc::Channel>& channel) override {
-    auto stream = std::make_shared<PrefillStream>(*this, channel);
+    auto stream = std::make_shared<Stream>(*this, channel);
     {
       std::lock_guard<std::mutex> lock(mutex_);
       stream_ = stream;
     }
     stream->Start();
   }
+  std::shared_ptr<Stream> Current() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return stream_;
+  }
 
   std::mutex mutex_;
-  std::shared_ptr<PrefillStream> stream_;  // guarded by mutex_; the latest, maybe over
+  std::shared_ptr<Stream> stream_;  // guarded by mutex_
 };
+using DecodeLink = LinkOf<DecodeStream>;
+using PrefillLink = LinkOf<PrefillStream>;
 
 // --- all of them
 
 class WorkerClientImpl final : public WorkerClient {
  public:
-  WorkerClientImpl(const WorkerClientOptions& options, const ChannelFactory& channels, Clock& clock,
-                   FrontendInbox& inbox, Metrics& metrics, const Log& log)
+  WorkerClientImpl(const WorkerClientOptions& options, const wire::ChannelFactory& channels,
+                   Clock& clock, FrontendInbox& inbox, Metrics& metrics, const Log& log)
       : shared_{options, clock, RouterInbox([&inbox](RouterEvent&& event) {
                   return inbox.TryPush(std::move(event));
                 }),
                 log} {
+    shared_.agreed = options.identity;
     // Decode ranks have the ids from 1, prefill workers those behind.
     uint32_t next = 1;
     for (const std::string& address : options.decode_workers) {
@@ -397,6 +399,8 @@ class WorkerClientImpl final : public WorkerClient {
 
   void Flush() override { shared_.inbox.Flush(); }
 
+  scheduler::WorkerIdentity Agreed() const override { return shared_.Agreed(); }
+
   std::vector<WorkerSummary> Summaries() const override {
     std::vector<WorkerSummary> summaries;
     for (const auto& link : decode_) summaries.push_back(link->Summary());
@@ -416,7 +420,7 @@ class WorkerClientImpl final : public WorkerClient {
     return *prefill_[index];
   }
 
-  Shared shared_;
+  mutable Shared shared_;
   std::vector<std::unique_ptr<DecodeLink>> decode_;
   std::vector<std::unique_ptr<PrefillLink>> prefill_;
 };
@@ -424,9 +428,9 @@ class WorkerClientImpl final : public WorkerClient {
 }  // namespace
 
 std::unique_ptr<WorkerClient> WorkerClient::Start(const WorkerClientOptions& options,
-                                                  const ChannelFactory& channels, Clock& clock,
-                                                  FrontendInbox& inbox, Metrics& metrics,
-                                                  const Log& log) {
+                                                  const wire::ChannelFactory& channels,
+                                                  Clock& clock, FrontendInbox& inbox,
+                                                  Metrics& metrics, const Log& log) {
   return std::make_unique<WorkerClientImpl>(options, channels, clock, inbox, metrics, log);
 }
 

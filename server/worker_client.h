@@ -9,7 +9,6 @@
 // Threads: Send, Refuse and Flush from the loop's thread, the rest from any.
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,15 +19,9 @@
 #include "scheduler/messages.h"
 #include "scheduler/router.h"
 #include "server/frontend_loop.h"
-
-namespace grpc {
-class Channel;
-}  // namespace grpc
+#include "wire/channel_factory.h"
 
 namespace baton::server {
-
-// Makes the channel to a worker's address.
-using ChannelFactory = std::function<std::shared_ptr<grpc::Channel>(const std::string& address)>;
 
 // One worker as GetServerInfo shows it.
 struct WorkerSummary {
@@ -51,7 +44,7 @@ class WorkerClient {
  public:
   // Begins to connect. References must outlive the client.
   static std::unique_ptr<WorkerClient> Start(const WorkerClientOptions& options,
-                                             const ChannelFactory& channels, Clock& clock,
+                                             const wire::ChannelFactory& channels, Clock& clock,
                                              FrontendInbox& inbox, Metrics& metrics,
                                              const Log& log);
   // Ends every stream. The loop must have ended: what still comes is dropped.
@@ -64,6 +57,8 @@ class WorkerClient {
   virtual void Flush() = 0;
 
   virtual std::vector<WorkerSummary> Summaries() const = 0;
+  // What every worker must match; empty fields are still open.
+  virtual scheduler::WorkerIdentity Agreed() const = 0;
 };
 
 }  // namespace baton::server

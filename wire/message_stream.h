@@ -12,6 +12,7 @@
 // it longer holds a shared_ptr.
 
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/support/client_callback.h>
 
 #include <cstddef>
 #include <deque>
@@ -97,6 +98,12 @@ class ServerStream
     Pump();
   }
 
+  // As Send; a peer that is too far behind is ended.
+  void SendOrFinish(Out&& message) {
+    if (this->Send(std::move(message))) return;
+    FinishWith(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "the peer reads too slowly"));
+  }
+
  protected:
   void Pump() override {
     if (this->writing_) return;
@@ -151,6 +158,11 @@ class ClientStream
 
   // Ends the stream soon; OnEnd follows. Any thread, any number of times, after Begin.
   void Cancel() { context_.TryCancel(); }
+
+  // A message that cannot be queued would be lost: the stream ends, and OnEnd puts things right.
+  void SendOrCancel(Out message) {
+    if (!this->Send(std::move(message))) Cancel();
+  }
 
  protected:
   void OnReadDone(bool ok) override {

@@ -1,9 +1,11 @@
 """The role commands of the manifests run as local processes on the ConfigMap's file and complete a request.
 
-Only addresses differ from the cluster: environment variables, which override the file, put every port on loopback.
+Only addresses differ from the cluster: environment variables, which override the file, put every port on loopback. The
+router gets a checkpoint directory without weights.
 """
 
 import pathlib
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -24,6 +26,15 @@ class RolesTest(unittest.TestCase):
                            o["spec"]["template"]["spec"]["containers"][0]
                            for o in objects if o["kind"] in ("Deployment", "StatefulSet")}
 
+    def router_checkpoint(self):
+        """The demo model as a router needs it: its JSON files, no weights."""
+        demo = harness.source() / "models/demo"
+        folder = self.dir / "router" / demo.name
+        folder.mkdir(parents=True)
+        for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(demo / name, folder)
+        return folder
+
     def start(self, role, env):
         """Starts the container's command; returns the process and its ports once it serves."""
         arguments = [a.replace("/etc/baton/baton.yaml", str(self.config)) for a in self.containers[role]["args"]]
@@ -43,6 +54,7 @@ class RolesTest(unittest.TestCase):
         decode, decode_ports, decode_log = self.start("decode", {"BATON_DECODE_ADDRESS": LOCAL_ANY})
         router, router_ports, router_log = self.start("router", {
             "BATON_SERVER_GRPC_ADDRESS": LOCAL_ANY,
+            "BATON_MODEL_PATH": str(self.router_checkpoint()),
             "BATON_ROUTER_PREFILL_WORKERS": f"127.0.0.1:{prefill_ports['grpc']}",
             "BATON_ROUTER_DECODE_WORKERS": f"127.0.0.1:{decode_ports['grpc']}"})
         harness.wait_until(lambda: harness.http_ok(f"http://127.0.0.1:{router_ports['http']}/ready"),
@@ -51,6 +63,8 @@ class RolesTest(unittest.TestCase):
                                "--max-tokens", "8", "The command"], capture_output=True, text=True, timeout=60)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertTrue(done.stdout.strip(), "the completion is empty")
+        # Workers name themselves by the port that they got, not by the 0 that they asked for.
+        self.assertRegex(prefill_log.read_text(), rf'"peer": ?"[^"]+:{decode_ports["grpc"]}"')
         # What Kubernetes does to end a pod, front to back.
         for name, child, log in (("router", router, router_log), ("decode", decode, decode_log),
                                  ("prefill", prefill, prefill_log)):

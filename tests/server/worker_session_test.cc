@@ -4,7 +4,9 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <mutex>
 #include <string>
+#include <string_view>
 
 #include "decode_worker/service.h"
 #include "prefill_worker/service.h"
@@ -159,6 +161,86 @@ TEST_F(WorkerSessionTest, ARouterDoesNotPairWhatDoesNotMatch) {
   SayHello(Identity("router"), &answer);  // by now the router was refused, or is about to be
   EXPECT_FALSE(router->Summary().ready);
   EXPECT_THAT(NotReadyReason(router->Summary()), HasSubstr("decode=decode prefill=prefill"));
+}
+
+// A worker on port 0 learns its own name late.
+TEST_F(WorkerSessionTest, AWorkerHasItsNameBeforeItGreets) {
+  scheduler::WorkerIdentity nameless = Identity("decode");
+  nameless.instance.clear();
+  auto decode = decode_worker::DecodeWorker::Start(
+      {.identity = nameless}, clock_,
+      std::make_unique<sim::StubRunner>(sim::StubRunnerOptions{}, nullptr),
+      fabric_.NewEndpoint("nameless"),
+      [this](const std::string&) { return prefill_host_->LoopbackChannel(); }, metrics_.decode(),
+      Log());
+  ASSERT_TRUE(decode.ok());
+  decode_host_.reset();
+  decode_ = *std::move(decode);
+  decode_host_ = *GrpcHost::Start({}, {decode_->service()});
+  v1::DecodeToRouter answer;
+  EXPECT_EQ(SayHello(Identity("router"), &answer).error_code(), grpc::StatusCode::UNAVAILABLE);
+  decode_->Announce("here:" + std::to_string(decode_host_->port()));
+  SayHello(Identity("router"), &answer);
+  EXPECT_EQ(answer.hello().instance(), "here:" + std::to_string(decode_host_->port()));
+}
+
+// A router without a checkpoint: it knows the model's name and shape, not its hash and KV format.
+class LearningRouterTest : public WorkerSessionTest {
+ protected:
+  RouterServerOptions Options() {
+    RouterServerOptions options;
+    options.router.identity = Identity("router");
+    options.router.identity.model_hash.clear();
+    options.router.identity.kv_format.clear();
+    options.router.identity.page_tokens = 0;
+    options.decode_workers = {"decode"};
+    options.prefill_workers = {"prefill"};
+    return options;
+  }
+  std::unique_ptr<RouterServer> StartRouter(GrpcHost& prefill, const Log& log) {
+    const auto channels = [this, &prefill](const std::string& address) {
+      return (address == "decode" ? *decode_host_ : prefill).LoopbackChannel();
+    };
+    return RouterServer::Start(Options(), model_, *tokenizer_, clock_, channels, metrics_, log);
+  }
+  const std::shared_ptr<const model::Tokenizer> tokenizer_ = ByteTokenizer();
+  const ModelDescription model_ = StubModel();
+};
+
+TEST_F(LearningRouterTest, TakesHashAndKvFormatFromItsWorkers) {
+  const std::unique_ptr<RouterServer> router = StartRouter(*prefill_host_, Log());
+  ASSERT_TRUE(StubCluster::WaitFor([&] { return router->Summary().ready; }));
+  EXPECT_EQ(router->Summary().model_hash, "aaaa");
+  EXPECT_EQ(router->Summary().kv_format, "bf16");
+}
+
+TEST_F(LearningRouterTest, RequiresThatAllWorkersAgree) {
+  scheduler::WorkerIdentity other = Identity("prefill");
+  other.model_hash = "bbbb";
+  auto prefill = prefill_worker::PrefillWorker::Start(
+      {.identity = other}, clock_,
+      std::make_unique<sim::StubRunner>(sim::StubRunnerOptions{}, nullptr),
+      fabric_.NewEndpoint("other"), metrics_.prefill(), Log());
+  ASSERT_TRUE(prefill.ok());
+  const std::unique_ptr<GrpcHost> host = *GrpcHost::Start({}, {(*prefill)->service()});
+  std::mutex mutex;
+  std::string lines;
+  const Log log(LogOptions{.sink = [&](std::string_view line) {
+    std::lock_guard<std::mutex> lock(mutex);
+    lines += line;
+  }});
+  {
+    const std::unique_ptr<RouterServer> router = StartRouter(*host, log);
+    // Whichever comes first is the measure of the other.
+    ASSERT_TRUE(StubCluster::WaitFor([&] {
+      std::lock_guard<std::mutex> lock(mutex);
+      return lines.find("cannot work with") != std::string::npos;
+    }));
+    EXPECT_FALSE(router->Summary().ready);
+  }
+  EXPECT_THAT(lines, HasSubstr("router router-here (with the model of "));
+  EXPECT_THAT(lines, HasSubstr("model hash is '"));
+  EXPECT_THAT(lines, HasSubstr("give both the same checkpoint, KV settings and version of baton"));
 }
 
 }  // namespace
