@@ -4,10 +4,13 @@
 #include <grpcpp/grpcpp.h>
 
 #include <mutex>
+#include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "proto/baton/v1/completion.grpc.pb.h"
 #include "server/grpc_host.h"
 #include "server/grpc_status.h"
+#include "server/retry_hint.h"
 
 namespace baton::server {
 namespace {
@@ -39,10 +42,19 @@ v1::GenerateRequest ToProto(const ClientRequest& request) {
   return out;
 }
 
+// "failed to connect to all addresses; last error: ...: Connection refused" -> "Connection
+// refused".
+std::string LastWords(const std::string& message) {
+  const size_t colon = message.rfind(": ");
+  return colon == std::string::npos ? message : message.substr(colon + 2);
+}
+
 class CompletionClientImpl final : public CompletionClient {
  public:
-  explicit CompletionClientImpl(std::shared_ptr<grpc::Channel> channel)
-      : stub_(v1::Completion::NewStub(channel)) {}
+  CompletionClientImpl(std::shared_ptr<grpc::Channel> channel, std::string address)
+      : address_(std::move(address)),
+        channel_(std::move(channel)),
+        stub_(v1::Completion::NewStub(channel_)) {}
 
   absl::StatusOr<ClientResult> Generate(const ClientRequest& request,
                                         const ChunkCallback& on_chunk) override {
@@ -70,7 +82,7 @@ class CompletionClientImpl final : public CompletionClient {
       std::lock_guard<std::mutex> lock(mutex_);
       running_ = nullptr;
     }
-    if (!status.ok()) return FromGrpc(status);
+    if (!status.ok()) return Failure(status);
     return result;
   }
 
@@ -85,12 +97,28 @@ class CompletionClientImpl final : public CompletionClient {
                                       gpr_time_from_seconds(kInfoTimeoutSeconds, GPR_TIMESPAN)));
     v1::GetModelInfoResponse response;
     const grpc::Status status = stub_->GetModelInfo(&context, v1::GetModelInfoRequest(), &response);
-    if (!status.ok()) return FromGrpc(status);
+    if (!status.ok()) return Failure(status);
     return ClientModelInfo{response.name(), response.vocab_size(), response.context_tokens(),
                            response.has_chat_template()};
   }
 
  private:
+  // What went wrong, in words for the person at the terminal.
+  absl::Status Failure(const grpc::Status& status) const {
+    const bool unreachable = channel_->GetState(false) != GRPC_CHANNEL_READY;
+    if (unreachable && (status.error_code() == grpc::StatusCode::UNAVAILABLE ||
+                        status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED)) {
+      return absl::UnavailableError(absl::StrCat("no server at ", address_, " (",
+                                                 LastWords(status.error_message()),
+                                                 "); start one with: baton serve"));
+    }
+    const Duration retry_after = RetryAfter(status);
+    if (retry_after <= Duration()) return FromGrpc(status);
+    return absl::Status(
+        static_cast<absl::StatusCode>(status.error_code()),
+        absl::StrCat(status.error_message(), "; try again in ", retry_after.millis(), " ms"));
+  }
+
   static void TakeFinished(const v1::Finished& finished, ClientResult* result) {
     result->finish = finished.reason() == v1::FINISH_REASON_LENGTH ? "length" : "stop";
     result->prompt_tokens = finished.usage().prompt_tokens();
@@ -100,6 +128,8 @@ class CompletionClientImpl final : public CompletionClient {
     result->seed = finished.seed();
   }
 
+  const std::string address_;
+  const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::Completion::Stub> stub_;
   std::mutex mutex_;
   grpc::ClientContext* running_ = nullptr;  // guarded by mutex_
@@ -108,11 +138,11 @@ class CompletionClientImpl final : public CompletionClient {
 }  // namespace
 
 std::unique_ptr<CompletionClient> MakeCompletionClient(std::shared_ptr<grpc::Channel> channel) {
-  return std::make_unique<CompletionClientImpl>(std::move(channel));
+  return std::make_unique<CompletionClientImpl>(std::move(channel), "this process");
 }
 
 std::unique_ptr<CompletionClient> ConnectCompletionClient(const std::string& address) {
-  return MakeCompletionClient(MakeClientChannel(address));
+  return std::make_unique<CompletionClientImpl>(MakeClientChannel(address), address);
 }
 
 }  // namespace baton::server

@@ -63,7 +63,8 @@ class CompletionClient {
  public:
   virtual ~CompletionClient() = default;
 
-  // Streams one completion. The server's status when it fails, CANCELLED when the callback or
+  // Streams one completion. The server's status when it fails, with its retry hint in words;
+  // UNAVAILABLE that names the address when there is no server; CANCELLED when the callback or
   // Cancel ended it.
   virtual absl::StatusOr<ClientResult> Generate(const ClientRequest& request,
                                                 const ChunkCallback& on_chunk) = 0;

@@ -12,6 +12,7 @@
 #include "proto/baton/v1/completion.grpc.pb.h"
 #include "server/completion_state.h"
 #include "server/grpc_status.h"
+#include "server/retry_hint.h"
 
 namespace baton::server {
 namespace {
@@ -33,13 +34,6 @@ Duration RemainingUntilDeadline(const grpc::CallbackServerContext& call) {
   return Duration::Nanos(int64_t{left.tv_sec} * 1'000'000'000 + left.tv_nsec);
 }
 
-void AddRetryHint(grpc::CallbackServerContext* call, Duration retry_after) {
-  if (retry_after > Duration()) {
-    call->AddTrailingMetadata(kRetryAfterKey,
-                              absl::StrCat(std::max<int64_t>(retry_after.millis(), 1)));
-  }
-}
-
 // From the client's message to the loop's inbox: the part that Generate and Complete share. Owned
 // by one call's reactor, which serialises the calls to everything but Cancel.
 class CompletionCall {
@@ -49,10 +43,13 @@ class CompletionCall {
 
   // Validates, tokenizes and enqueues. Not OK: answer with it; `stream` gets no result. The stream
   // may be called before this returns.
-  absl::Status Begin(const v1::GenerateRequest& request, std::shared_ptr<ClientStream> stream) {
+  grpc::Status Begin(const v1::GenerateRequest& request, std::shared_ptr<ClientStream> stream) {
     absl::Status status = Parse(request);
     if (status.ok()) status = Submit(std::move(stream));
-    return status;
+    return ToGrpcWithHint(
+        status,
+        absl::IsResourceExhausted(status) ? context_.frontend.options().retry_after : Duration(),
+        call_);
   }
 
   // Any thread, any number of times, also before Begin has returned.
@@ -60,6 +57,12 @@ class CompletionCall {
     std::lock_guard<std::mutex> lock(mutex_);
     if (std::exchange(cancel_wanted_, true)) return;
     if (id_.has_value()) context_.frontend.Cancel(*id_);
+  }
+
+  // gRPC gave up on the client: it left, which is a cancel, or its deadline passed, which the
+  // router sees for itself and counts as what it is.
+  void OnLeft() {
+    if (RemainingUntilDeadline(*call_) > Duration()) Cancel();
   }
 
   // The name under which the client knows the request.
@@ -92,9 +95,6 @@ class CompletionCall {
                                  RemainingUntilDeadline(*call_), std::move(stream));
     if (!id.ok()) {
       context_.frontend.Reject(id.status());
-      if (absl::IsResourceExhausted(id.status())) {
-        AddRetryHint(call_, context_.frontend.options().retry_after);
-      }
       return id.status();
     }
     std::lock_guard<std::mutex> lock(mutex_);
@@ -122,8 +122,8 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
 
   void Start(const v1::GenerateRequest& request) {
     self_ = shared_from_this();
-    const absl::Status status = call_.Begin(request, self_);
-    if (!status.ok()) Finish(ToGrpc(status));
+    const grpc::Status status = call_.Begin(request, self_);
+    if (!status.ok()) Finish(status);
   }
 
   void OnTokens(const scheduler::EmitTokens& tokens) override {
@@ -142,7 +142,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
       pending_.set_request_id(final_.request_id());
       pending_.mutable_chunk()->mutable_text()->append(rest.text());
     }
-    AddRetryHint(call_.call(), result.retry_after);
+    ending_ = ToGrpcWithHint(status_, result.retry_after, call_.call());
     over_ = true;
     const Outcome outcome =
         OutcomeOf(status_, final_.finished().reason() == v1::FINISH_REASON_LENGTH
@@ -162,7 +162,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
     Pump();
   }
 
-  void OnCancel() override { call_.Cancel(); }
+  void OnCancel() override { call_.OnLeft(); }
 
   void OnDone() override { self_.reset(); }
 
@@ -183,7 +183,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
     if (status_.ok() && !broken_) {
       StartWriteAndFinish(&final_, grpc::WriteOptions(), grpc::Status::OK);
     } else {
-      Finish(ToGrpc(status_));
+      Finish(ending_);
     }
   }
 
@@ -195,6 +195,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   v1::GenerateResponse outgoing_;  // being written
   v1::GenerateResponse final_;
   absl::Status status_;
+  grpc::Status ending_;  // the same for the client
   bool writing_ = false;
   bool broken_ = false;
   bool over_ = false;      // the result is in final_ and status_
@@ -211,8 +212,8 @@ class CompleteReactor final : public grpc::ServerUnaryReactor,
 
   void Start(const v1::GenerateRequest& request) {
     self_ = shared_from_this();
-    const absl::Status status = call_.Begin(request, self_);
-    if (!status.ok()) Finish(ToGrpc(status));
+    const grpc::Status status = call_.Begin(request, self_);
+    if (!status.ok()) Finish(status);
   }
 
   // The loop's thread alone writes the response until Finish.
@@ -225,13 +226,12 @@ class CompleteReactor final : public grpc::ServerUnaryReactor,
     const absl::Status status = call_.state().Finish(result, response_->mutable_completion(),
                                                      response_->mutable_finished());
     const bool length = response_->finished().reason() == v1::FINISH_REASON_LENGTH;
-    AddRetryHint(call_.call(), result.retry_after);
-    Finish(ToGrpc(status));
+    Finish(ToGrpcWithHint(status, result.retry_after, call_.call()));
     return OutcomeOf(status,
                      length ? scheduler::FinishReason::kLength : scheduler::FinishReason::kStop);
   }
 
-  void OnCancel() override { call_.Cancel(); }
+  void OnCancel() override { call_.OnLeft(); }
   void OnDone() override { self_.reset(); }
 
  private:

@@ -13,9 +13,9 @@
 #include <optional>
 #include <string>
 
-#include "base/random.h"
 #include "base/thread.h"
 #include "server/grpc_host.h"
+#include "server/retry_hint.h"
 #include "tests/server/stub_cluster.h"
 
 namespace baton::server {
@@ -24,23 +24,6 @@ namespace {
 using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-std::vector<TokenId> Prompt(int32_t length, uint64_t seed = 5) {
-  Rng rng(seed);
-  std::vector<TokenId> ids;
-  for (int32_t i = 0; i < length; ++i) ids.push_back(static_cast<TokenId>(1 + rng.Below(49)));
-  return ids;
-}
-
-// A request that ends by length, so that its number of tokens is known.
-v1::GenerateRequest Endless(int32_t prompt_tokens, int32_t max_tokens, uint64_t seed = 3) {
-  v1::GenerateRequest request = IdRequest(Prompt(prompt_tokens), max_tokens, seed);
-  request.mutable_sampling()->set_ignore_eos(true);
-  return request;
-}
-
-constexpr char kDecodePages[] = "baton_kv_pages_used{role=\"decode\"}";
-constexpr char kPrefillPages[] = "baton_kv_pages_used{role=\"prefill\"}";
 
 class CompletionServiceTest : public ::testing::Test {
  protected:
@@ -172,43 +155,6 @@ TEST_F(CompletionServiceTest, BadRequestsAreRefusedByField) {
   EXPECT_EQ(Generate(cluster_.stub(), request).status.error_code(), grpc::StatusCode::NOT_FOUND);
 }
 
-TEST_F(CompletionServiceTest, CancelWhileDecodingFreesEverything) {
-  cluster_.decode_gate.Close();  // the first token comes from prefill
-  grpc::ClientContext context;
-  const auto reader = cluster_.stub().Generate(&context, Endless(40, 900));
-  v1::GenerateResponse response;
-  ASSERT_TRUE(reader->Read(&response));
-  cluster_.decode_gate.WaitForPasses(1);
-  EXPECT_GT(cluster_.Metric(kDecodePages), 0);
-  context.TryCancel();
-  cluster_.decode_gate.Open();
-  while (reader->Read(&response)) {
-  }
-  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
-  EXPECT_TRUE(cluster_.WaitForMetric("baton_requests_total{outcome=\"cancelled\"}", 1));
-}
-
-TEST_F(CompletionServiceTest, CancelWhilePrefillingFreesEverything) {
-  cluster_.prefill_gate.Close();
-  grpc::ClientContext context;
-  const auto reader = cluster_.stub().Generate(&context, Endless(300, 10));
-  cluster_.prefill_gate.WaitForPasses(1);
-  context.TryCancel();
-  v1::GenerateResponse response;
-  EXPECT_FALSE(reader->Read(&response));
-  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
-}
-
-TEST_F(CompletionServiceTest, TheClientsDeadlineEndsTheRequest) {
-  cluster_.prefill_gate.Close();
-  grpc::ClientContext context;
-  context.set_deadline(
-      gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(50, GPR_TIMESPAN)));
-  v1::CompleteResponse response;
-  const grpc::Status status = cluster_.stub().Complete(&context, Endless(300, 10), &response);
-  EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
-}
-
 TEST_F(CompletionServiceTest, LogprobsComeWithTheirTokens) {
   v1::GenerateRequest request = Endless(10, 5);
   request.set_top_logprobs(0);
@@ -297,11 +243,26 @@ TEST(CompletionServiceLimits, AFullServerRefusesWithAHint) {
   const Streamed refused = Generate(cluster.stub(), Endless(10, 5));
   EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_EQ(refused.retry_after, "500");
+  EXPECT_EQ(RetryAfter(refused.status), Duration::Millis(500));
   prefill.Open();
   v1::GenerateResponse response;
   while (reader->Read(&response)) {
   }
   EXPECT_TRUE(reader->Finish().ok());
+}
+
+// Byte by byte what google.rpc.Status and RetryInfo are on the wire, so that every client's library
+// reads it.
+TEST(RetryHint, IsSpelledAsGooglesMessages) {
+  const std::string url = "type.googleapis.com/google.rpc.RetryInfo";
+  ASSERT_EQ(url.size(), 0x28u);
+  const std::string delay("\x0a\x08\x08\x01\x10\x80\xca\xb5\xee\x01", 10);  // 1 s, 500000000 ns
+  const std::string any = "\x0a\x28" + url + "\x12\x0a" + delay;
+  const std::string expected = std::string("\x08\x08\x12\x04") + "full" + "\x1a\x36" + any;
+  EXPECT_EQ(RetryDetails(absl::ResourceExhaustedError("full"), Duration::Millis(1500)), expected);
+  const grpc::Status status(grpc::StatusCode::RESOURCE_EXHAUSTED, "full", expected);
+  EXPECT_EQ(RetryAfter(status), Duration::Millis(1500));
+  EXPECT_EQ(RetryAfter(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "full")), Duration());
 }
 
 TEST(CompletionServiceLimits, ASlowReaderHoldsNobodyBackAndGetsEverything) {
@@ -461,7 +422,8 @@ TEST(Keepalive, IdleClientsMayPingAsOftenAsTheOptionSays) {
 TEST_F(OverTcp, ATakenPortIsAnError) {
   const absl::Status status = GrpcHost::Start({.address = address_}, {}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(std::string(status.message()), HasSubstr(address_));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("cannot listen on " + address_ +
+                                                       ": Address already in use; choose another"));
 }
 
 }  // namespace

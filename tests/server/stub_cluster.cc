@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/random.h"
 #include "server/completion_service.h"
 #include "transport/inproc/inproc_transport.h"
 
@@ -148,6 +149,19 @@ v1::GenerateRequest IdRequest(const std::vector<TokenId>& prompt, int32_t max_to
   request.mutable_token_ids()->mutable_ids()->Assign(prompt.begin(), prompt.end());
   request.mutable_sampling()->set_max_tokens(max_tokens);
   request.mutable_sampling()->set_seed(seed);
+  return request;
+}
+
+std::vector<TokenId> Prompt(int32_t length, uint64_t seed) {
+  Rng rng(seed);
+  std::vector<TokenId> ids;
+  for (int32_t i = 0; i < length; ++i) ids.push_back(static_cast<TokenId>(1 + rng.Below(49)));
+  return ids;
+}
+
+v1::GenerateRequest Endless(int32_t prompt_tokens, int32_t max_tokens, uint64_t seed) {
+  v1::GenerateRequest request = IdRequest(Prompt(prompt_tokens), max_tokens, seed);
+  request.mutable_sampling()->set_ignore_eos(true);
   return request;
 }
 

@@ -33,11 +33,18 @@ class Gate {
  public:
   void Close() { Set(false); }
   void Open() { Set(true); }
+  // The next `count` passes, one that waits included, go through a closed gate.
+  void LetThrough(int count) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    admitted_ += count;
+    changed_.notify_all();
+  }
   void Pass() {
     std::unique_lock<std::mutex> lock(mutex_);
     ++arrived_;
     changed_.notify_all();
-    changed_.wait(lock, [this] { return open_; });
+    changed_.wait(lock, [this] { return open_ || admitted_ > 0; });
+    if (!open_) --admitted_;
   }
   // Returns when `count` passes in all have come to the gate.
   void WaitForPasses(int count) {
@@ -55,6 +62,7 @@ class Gate {
   std::condition_variable changed_;
   bool open_ = true;  // guarded by mutex_
   int arrived_ = 0;   // guarded by mutex_
+  int admitted_ = 0;  // guarded by mutex_
 };
 
 class GatedRunner final : public model::Runner {
@@ -86,6 +94,9 @@ ModelDescription StubModel();
 // Two stub runners behind gates, inproc transport, no ports.
 EmbeddedParts StubParts(Gate& prefill, Gate& decode, int32_t pages = 64);
 
+inline constexpr char kDecodePages[] = "baton_kv_pages_used{role=\"decode\"}";
+inline constexpr char kPrefillPages[] = "baton_kv_pages_used{role=\"prefill\"}";
+
 class StubCluster {
  public:
   StubCluster() : StubCluster(StubParts(prefill_gate, decode_gate)) {}
@@ -114,6 +125,11 @@ class StubCluster {
 
 v1::GenerateRequest IdRequest(const std::vector<TokenId>& prompt, int32_t max_tokens,
                               uint64_t seed);
+
+std::vector<TokenId> Prompt(int32_t length, uint64_t seed = 5);
+
+// A request that ends by length, so that its number of tokens is known.
+v1::GenerateRequest Endless(int32_t prompt_tokens, int32_t max_tokens, uint64_t seed = 3);
 
 // What the hash model answers to it.
 sim::OracleOutput Expected(const v1::GenerateRequest& request);
