@@ -105,6 +105,8 @@ TEST(Metrics, HandlesRecord) {
   router.requests_total[Outcome::kStop].Add();
   router.requests_total[Outcome::kCancelled].Add(2);
   router.queue_requests.Set(7);
+  router.itl_seconds.Observe(0.125);
+  router.tpot_seconds.Observe(0.75);
   const DecodeMetrics& decode = metrics.decode();
   decode.worker.kv_pages_capacity.Set(8);
   decode.worker.kv_pages_used.Set(2);
@@ -118,6 +120,14 @@ TEST(Metrics, HandlesRecord) {
   EXPECT_THAT(
       text,
       HasSubstr("vllm:time_to_first_token_seconds_sum{model_name=\"demo\",engine=\"0\"} 0.5\n"));
+  // The older name means each gap too (docs/metrics.md).
+  for (const char* gaps :
+       {"vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"}) {
+    EXPECT_THAT(text,
+                HasSubstr(std::string(gaps) + "_sum{model_name=\"demo\",engine=\"0\"} 0.125\n"));
+  }
+  EXPECT_THAT(text, HasSubstr("vllm:request_time_per_output_token_seconds_sum{model_name=\"demo\","
+                              "engine=\"0\"} 0.75\n"));
   EXPECT_THAT(text, HasSubstr("vllm:num_requests_waiting{model_name=\"demo\",engine=\"0\"} 7\n"));
   EXPECT_THAT(text, HasSubstr("vllm:kv_cache_usage_perc{model_name=\"demo\",engine=\"0\"} 0.25\n"));
   EXPECT_THAT(text,
