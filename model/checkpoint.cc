@@ -297,8 +297,8 @@ absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& directory) {
     const std::string path = absl::StrCat(directory, "/", name);
     absl::StatusOr<MappedFile> file = MappedFile::Open(path);
     if (!file.ok() && !index.ok() && absl::IsNotFound(file.status())) {
-      return absl::NotFoundError(
-          absl::StrCat(directory, ": holds neither ", single, " nor ", single, ".index.json"));
+      return absl::NotFoundError(absl::StrCat(directory, ": holds neither ", single, " nor ",
+                                              single, ".index.json; copy the weights there"));
     }
     if (!file.ok()) {
       problems.push_back(std::string(file.status().message()));

@@ -30,6 +30,11 @@ std::optional<Number> ParseWhole(std::string_view text) {
 std::optional<std::string> CheckFlag(const CommandFlag& flag, const std::string& text) {
   double value = 0;
   if (flag.type == FlagType::kText) return std::nullopt;
+  if (flag.type == FlagType::kAddress) {
+    if (IsHostPort(text)) return std::nullopt;
+    return "\"" + text + "\" is not host:port; for example " +
+           (flag.default_value.empty() ? "localhost:50051" : flag.default_value);
+  }
   if (flag.type == FlagType::kSwitch) {
     if (text == "true" || text == "false") return std::nullopt;
     return "\"" + text + "\" is not a valid value; expected true or false";
@@ -44,13 +49,7 @@ std::optional<std::string> CheckFlag(const CommandFlag& flag, const std::string&
     value = *parsed;
   }
   if (flag.max > flag.min && (value < flag.min || value > flag.max)) {
-    std::string range = std::to_string(flag.min) + " .. " + std::to_string(flag.max);
-    if (flag.type == FlagType::kInteger) {
-      range = std::to_string(static_cast<int64_t>(flag.min)) + " .. " +
-              std::to_string(static_cast<int64_t>(flag.max));
-    }
-    return text + " is out of range; allowed: " + range +
-           (flag.unit.empty() ? "" : " " + flag.unit);
+    return text + " is out of range; allowed: " + RangeText(flag);
   }
   return std::nullopt;
 }
@@ -97,6 +96,10 @@ class CommandLine {
         ParseFlag(argument, arguments);
       }
     }
+    if (positional_.size() < static_cast<size_t>(command_.min_arguments)) {
+      problems_.push_back("no " + command_.arguments + " given; baton " + command_.name +
+                          " [flags] " + command_.arguments);
+    }
     if (positional_.size() > static_cast<size_t>(command_.max_arguments)) {
       const std::string& extra = positional_[static_cast<size_t>(command_.max_arguments)];
       problems_.push_back(
@@ -141,6 +144,10 @@ class CommandLine {
       print_config_ = true;
     } else {
       Unknown(spelling, name);
+      // Its value is no problem of its own.
+      const bool value_follows =
+          !value.has_value() && next_ < arguments.size() && !arguments[next_].starts_with("-");
+      if (value_follows && command_.max_arguments == 0) ++next_;
     }
   }
 
@@ -211,7 +218,9 @@ bool FlagValues::has(std::string_view name) const {
 }
 
 std::string FlagValues::text(std::string_view name) const {
-  return Find(name, FlagType::kText).text.value_or(std::string());
+  const auto it = values_.find(name);
+  const bool address = it != values_.end() && it->second.type == FlagType::kAddress;
+  return Find(name, address ? FlagType::kAddress : FlagType::kText).text.value_or(std::string());
 }
 
 int64_t FlagValues::integer(std::string_view name) const {

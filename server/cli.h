@@ -29,7 +29,8 @@ inline constexpr int kExitOk = 0;
 inline constexpr int kExitFailure = 1;
 inline constexpr int kExitUsage = 2;
 
-enum class FlagType : uint8_t { kText, kInteger, kNumber, kSwitch };
+// kAddress: host:port, read as text.
+enum class FlagType : uint8_t { kText, kAddress, kInteger, kNumber, kSwitch };
 
 // A flag of one subcommand, beside those that the configuration gives it.
 struct CommandFlag {
@@ -81,6 +82,7 @@ struct Command {
   std::string summary;                  // a line in the list of commands
   std::string description;              // paragraphs in its own help
   std::string arguments = {};           // "[PROMPT]", for help; empty: takes none
+  int min_arguments = 0;                //
   int max_arguments = 0;                //
   std::vector<CommandFlag> flags = {};  // its own
   // Sections ("decode") or fields ("server.http_address") of the configuration that it takes flags

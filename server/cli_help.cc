@@ -60,6 +60,20 @@ std::string Placeholder(const ConfigField& field) {
   return "NUMBER";
 }
 
+std::string OwnFlags(const Command& command) {
+  std::string out;
+  for (const CommandFlag& flag : command.flags) {
+    std::string placeholder;
+    if (flag.type == FlagType::kText) placeholder = "TEXT";
+    if (flag.type == FlagType::kAddress) placeholder = "ADDRESS";
+    if (flag.type == FlagType::kInteger || flag.type == FlagType::kNumber) placeholder = "NUMBER";
+    out += FlagText("--" + flag.name, placeholder, flag.help, RangeText(flag), flag.default_value);
+  }
+  return out;
+}
+
+}  // namespace
+
 std::string RangeText(const CommandFlag& flag) {
   const auto number = [](double value) {
     std::string text = std::to_string(value);
@@ -72,19 +86,6 @@ std::string RangeText(const CommandFlag& flag) {
   if (!flag.unit.empty()) range += (range.empty() ? "" : " ") + flag.unit;
   return range;
 }
-
-std::string OwnFlags(const Command& command) {
-  std::string out;
-  for (const CommandFlag& flag : command.flags) {
-    std::string placeholder;
-    if (flag.type == FlagType::kText) placeholder = "TEXT";
-    if (flag.type == FlagType::kInteger || flag.type == FlagType::kNumber) placeholder = "NUMBER";
-    out += FlagText("--" + flag.name, placeholder, flag.help, RangeText(flag), flag.default_value);
-  }
-  return out;
-}
-
-}  // namespace
 
 std::string VersionText() {
   return "baton " + std::string(Version()) + " (" + std::string(Revision()) + ")\n";

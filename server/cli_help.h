@@ -14,6 +14,9 @@ std::string OverallHelp(std::span<const Command> commands);
 std::string CommandHelp(const Command& command);
 std::string VersionText();
 
+// "1 .. 9 pieces"; empty without a range and a unit.
+std::string RangeText(const CommandFlag& flag);
+
 // The configuration's fields that `command` takes flags for, in the schema's order.
 std::vector<ConfigField> ConfigFieldsOf(const Command& command);
 

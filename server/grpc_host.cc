@@ -5,13 +5,19 @@
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <cerrno>
+#include <cstring>
 #include <mutex>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/status_macros.h"
 
 namespace baton::server {
 namespace {
@@ -78,6 +84,42 @@ grpc::ChannelArguments PeerArguments() {
   return arguments;
 }
 
+// Whether `address` can be listened on, in the system's words: gRPC only says that it cannot, and
+// writes lines of its own about it. OK when the system has no objection.
+absl::Status ProbeAddress(const std::string& address) {
+  const auto fail = [&](const std::string& why, const char* fix) {
+    return absl::UnavailableError(absl::StrCat("cannot listen on ", address, ": ", why, "; ", fix));
+  };
+  const size_t colon = address.rfind(':');
+  if (colon == std::string::npos) return fail("no port in it", "give host:port");
+  std::string host = address.substr(0, colon);
+  if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
+  addrinfo hints = {};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE;
+  addrinfo* found = nullptr;
+  const int code = getaddrinfo(host.c_str(), address.c_str() + colon + 1, &hints, &found);
+  if (code != 0) return fail(gai_strerror(code), "is the host's name right?");
+  const std::unique_ptr<addrinfo, void (*)(addrinfo*)> owner(found, freeaddrinfo);
+  int error = 0;
+  for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
+    const int fd = socket(each->ai_family, each->ai_socktype, each->ai_protocol);
+    if (fd < 0) {
+      error = errno;
+      continue;
+    }
+    const int on = 1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    const bool bound = bind(fd, each->ai_addr, each->ai_addrlen) == 0;
+    if (!bound) error = errno;
+    close(fd);
+    if (bound) return absl::OkStatus();
+  }
+  return fail(std::strerror(error), error == EADDRNOTAVAIL
+                                        ? "give an address of this machine, or 0.0.0.0 for all"
+                                        : "choose another port, or port 0 for any");
+}
+
 // gRPC 1.51 shares one callback queue in a process and shuts it down with the last server or
 // channel that uses it; that shutdown races with the queue's own pollers and now and then fails an
 // assertion (ref_counted.h, "prior > 0"). A server without a port that is never shut down keeps the
@@ -101,6 +143,7 @@ absl::StatusOr<std::unique_ptr<GrpcHost>> GrpcHost::Start(
     KeepCallbackQueue();
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   });
+  BATON_RETURN_IF_ERROR(ProbeAddress(options.address));
   grpc::ServerBuilder builder;
   SetServerArguments(options, &builder);
   int port = 0;

@@ -5,7 +5,6 @@
 #include <istream>
 #include <ostream>
 
-#include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "base/thread.h"
 #include "server/client.h"
@@ -18,7 +17,7 @@ namespace {
 
 std::vector<CommandFlag> ClientFlags() {
   return {
-      {"server", FlagType::kText, "The server to talk to, host:port.", "localhost:50051"},
+      {"server", FlagType::kAddress, "The server to talk to.", "localhost:50051"},
       {"max-tokens", FlagType::kInteger, "Output tokens at most.", "128", "tokens", 1, 1e7},
       {"temperature", FlagType::kNumber, "0 takes the likeliest token; higher is more varied.", "",
        "", 0, 100},
@@ -52,6 +51,7 @@ absl::StatusOr<ClientResult> Stream(const CommandContext& context, CompletionCli
     }
   });
   const bool ids = context.flags.on("ids");
+  bool printed = false;
   absl::StatusOr<ClientResult> result =
       client.Generate(request, [&](const std::string& text, const std::vector<TokenId>& tokens) {
         if (ids) {
@@ -60,29 +60,23 @@ absl::StatusOr<ClientResult> Stream(const CommandContext& context, CompletionCli
           context.out << text;
         }
         context.out.flush();
+        printed = true;
         return static_cast<bool>(context.out);  // a closed pipe ends the request
       });
   over.store(true);
-  context.out << std::endl;
+  if (result.ok() || printed) context.out << std::endl;
   return result;
-}
-
-absl::Status Explain(const absl::Status& status, const std::string& address) {
-  if (!absl::IsUnavailable(status)) return status;
-  return absl::UnavailableError(absl::StrCat("no server at ", address, " (", status.message(),
-                                             "); start one with: baton serve"));
 }
 
 absl::StatusOr<int> Complete(const CommandContext& context) {
   TerminationSignals signals;
-  if (context.arguments.empty()) return absl::InvalidArgumentError("give a PROMPT");
   const std::string address = context.flags.text("server");
   const std::unique_ptr<CompletionClient> client = ConnectCompletionClient(address);
   ClientRequest request = RequestFromFlags(context.flags);
   request.text = context.arguments[0];
   if (context.flags.on("chat")) request.chat = {{"user", request.text}};
   const absl::StatusOr<ClientResult> result = Stream(context, *client, signals, request);
-  if (!result.ok()) return Explain(result.status(), address);
+  if (!result.ok()) return result.status();
   const double decode_s = (result->total_ms - result->first_token_ms) / 1e3;
   char line[160];
   std::snprintf(line, sizeof line, "\nprompt %d tokens, output %d tokens (%s), TTFT %.1f ms",
@@ -118,7 +112,7 @@ absl::StatusOr<int> Chat(const CommandContext& context) {
   const std::string address = context.flags.text("server");
   const std::unique_ptr<CompletionClient> client = ConnectCompletionClient(address);
   absl::StatusOr<ClientModelInfo> model = client->GetModelInfo();
-  if (!model.ok()) return Explain(model.status(), address);
+  if (!model.ok()) return model.status();
   context.err << "Connected to " << model->name << " at " << address << ". " << kChatHelp;
   if (!model->has_chat_template) {
     context.err << "The model has no chat template: it continues your text.\n";
@@ -134,6 +128,7 @@ absl::StatusOr<int> Chat(const CommandContext& context) {
     if (line == "/quit" || line == "/exit") break;
     if (line == "/reset") {
       turns.clear();
+      context.err << "(forgotten)" << std::endl;
       continue;
     }
     if (line == "/help") {
@@ -174,6 +169,7 @@ Command CompleteCommand() {
           "standard error, usage and timings. Sampling that no flag sets is as the model's "
           "generation_config.json says.",
       .arguments = "PROMPT",
+      .min_arguments = 1,
       .max_arguments = 1,
       .flags = flags,
       .run = [](const CommandContext& context) { return ExitCode(context, Complete(context)); }};

@@ -28,6 +28,7 @@ class CliTest : public ::testing::Test {
                          .flags = {{"count", FlagType::kInteger, "How many.", "3", "pieces", 1, 9},
                                    {"share", FlagType::kNumber, "How much.", "", "", 0, 1},
                                    {"name", FlagType::kText, "Whose.", ""},
+                                   {"at", FlagType::kAddress, "Where.", ""},
                                    {"fast", FlagType::kSwitch, "Or slow.", ""}},
                          .config = {"router", "server.http_address", "log", "metrics"},
                          .run = [this](const CommandContext& context) {
@@ -99,7 +100,7 @@ TEST_F(CliTest, DefaultsAndUnsetFlags) {
 }
 
 TEST_F(CliTest, EveryProblemOfTheLineAtOnce) {
-  EXPECT_EQ(Run({"work", "--cuont", "3", "--count=10", "--share=much", "--max_queue=1",
+  EXPECT_EQ(Run({"work", "--cuont", "3", "--count=10", "--share=much", "--at=here", "--max_queue=1",
                  "--router.max_queues=2", "--qqqqqq", "-v", "two", "--name"}),
             kExitUsage);
   const std::string errors = err_.str();
@@ -107,6 +108,7 @@ TEST_F(CliTest, EveryProblemOfTheLineAtOnce) {
            "error: unknown flag --cuont; did you mean --count?\n",
            "error: --count: 10 is out of range; allowed: 1 .. 9 pieces\n",
            "error: --share: \"much\" is not a number\n",
+           "error: --at: \"here\" is not host:port; for example localhost:50051\n",
            "error: unknown flag --max_queue; did you mean --router.max_queue?\n",
            "error: unknown flag --router.max_queues; did you mean --router.max_queue?\n",
            "error: unknown flag --qqqqqq; baton work --help lists the flags\n",
@@ -117,6 +119,25 @@ TEST_F(CliTest, EveryProblemOfTheLineAtOnce) {
     EXPECT_THAT(errors, HasSubstr(expected));
   }
   EXPECT_EQ(runs_, 0);
+}
+
+TEST_F(CliTest, AMisspelledFlagsValueIsNoSecondProblem) {
+  EXPECT_EQ(Run({"plain", "--helq", "3"}), kExitUsage);
+  EXPECT_EQ(err_.str(), "error: unknown flag --helq; did you mean --help?\n");
+}
+
+TEST_F(CliTest, ArgumentsThatAreNeededAreNamed) {
+  commands_[0].arguments = "WHAT";
+  commands_[0].min_arguments = 1;
+  EXPECT_EQ(Run({"work"}), kExitUsage);
+  EXPECT_EQ(err_.str(), "error: no WHAT given; baton work [flags] WHAT\n");
+  EXPECT_EQ(Run({"work", "--at", "[::1]:80", "thing"}), 0) << err_.str();
+  EXPECT_EQ(flags_.text("at"), "[::1]:80");
+}
+
+TEST_F(CliTest, RangesReadAsTheyWereWritten) {
+  EXPECT_EQ(Run({"work", "--share=2"}), kExitUsage);
+  EXPECT_EQ(err_.str(), "error: --share: 2 is out of range; allowed: 0 .. 1\n");
 }
 
 TEST_F(CliTest, UnknownCommands) {

@@ -7,6 +7,7 @@
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,63 @@ class CommandLine(unittest.TestCase):
         code, out, _ = baton("--version")
         self.assertEqual(code, 0)
         self.assertRegex(out, r"^baton \d+\.\d+\.\d+ \(\w+\)\n$")
+
+
+class Failures(unittest.TestCase):
+    """One line that says what is wrong and what to do, nothing else."""
+
+    def only_error(self, arguments, expected, code=1, **options):
+        actual, out, err = baton(*arguments, **options)
+        self.assertEqual((actual, out), (code, ""), err)
+        lines = [line for line in err.splitlines() if not line.endswith(" ...")]  # progress
+        self.assertEqual(len(lines), 1, err)
+        self.assertRegex(lines[0], expected)
+
+    def test_no_server(self):
+        expected = r"^error: no server at localhost:1 \(Connection refused\); start one with: baton serve$"
+        for command in (["complete", "hi"], ["chat"], ["bench", "serve"]):
+            self.only_error([*command, "--server=localhost:1"], expected)
+
+    def test_a_server_without_a_port_or_a_name(self):
+        self.only_error(["complete", "--server=here", "hi"], r'^error: --server: "here" is not host:port; ', code=2)
+        self.only_error(["complete", "--server=no.such.invalid:1", "hi"],
+                        r"^error: no server at no\.such\.invalid:1 \(")
+
+    def test_a_taken_port(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            address = "127.0.0.1:%d" % taken.getsockname()[1]
+            expected = rf"^error: cannot listen .*{address}: Address already in use; choose another port, or port 0"
+            serve = ["serve", "--model", MODEL, "--log-level=warning"]
+            self.only_error([*serve, f"--server.grpc_address={address}", "--http-port=0"], expected)
+            self.only_error([*serve, f"--server.http_address={address}", "--port=0"], expected)
+
+    def test_an_address_of_another_machine(self):
+        self.only_error(["decode", "--model", MODEL, "--decode.address=203.0.113.7:1",
+                         "--handoff.ucx.listen_ip=127.0.0.1"],
+                        r"^error: cannot listen on 203\.0\.113\.7:1: .*; give an address of this machine, or 0\.0\.0\.0")
+
+    def test_a_model_that_is_not_there(self):
+        for command in (["serve"], ["decode"], ["generate", "hi"]):
+            self.only_error([*command, "--model=/nonexistent"],
+                            r"^error: model\.path: no checkpoint in /nonexistent .*; name a Hugging Face checkpoint")
+
+    def test_a_router_without_workers(self):
+        code, _, err = baton("router", "--model", MODEL)
+        self.assertEqual(code, 2)
+        for role in ("prefill", "decode"):
+            self.assertIn(f"error: router.{role}_workers: a router needs at least one; "
+                          f"--router.{role}_workers=HOST:PORT", err)
+
+    def test_what_is_not_configuration(self):
+        code, _, err = baton("serve", "--config=/", "--log.level=loud")
+        self.assertEqual(code, 2)
+        self.assertEqual(len(err.splitlines()), 3, err)
+        self.assertIn("/: cannot be read: Is a directory", err)
+
+    def test_what_is_not_given(self):
+        self.only_error(["complete"], r"^error: no PROMPT given; baton complete \[flags\] PROMPT$", code=2)
+        self.only_error(["bench", "srve"], r'^error: "srve" cannot be measured; ', code=2)
+        self.only_error(["serve", "--prot", "1"], r"^error: unknown flag --prot; did you mean --port\?$", code=2)
 
 
 class Check(unittest.TestCase):
