@@ -2,10 +2,13 @@
 baton_library(baton_cli SRCS cli.cc cli_help.cc DEPS baton_config baton_base)
 target_compile_definitions(baton_cli PRIVATE BATON_DEMO_DIR="${CMAKE_SOURCE_DIR}/models/demo")
 
+# Simulation of redundant experts, without model or gRPC.
+baton_library(baton_bench_experts SRCS bench_experts.cc DEPS baton_scheduler)
+
 # The `baton` command: each subcommand is a main_<name>.cc, listed in commands.h and main.cc.
 if(TARGET baton_tokenizer)
-add_executable(baton main.cc main_bench.cc main_chat.cc main_check.cc main_decode.cc main_generate.cc
-               main_prefill.cc main_router.cc main_serve.cc)
-target_link_libraries(baton PRIVATE baton_flags baton_cli baton_roles)
+add_executable(baton main.cc main_bench.cc main_bench_experts.cc main_chat.cc main_check.cc main_decode.cc
+               main_generate.cc main_prefill.cc main_router.cc main_serve.cc)
+target_link_libraries(baton PRIVATE baton_flags baton_cli baton_roles baton_bench_experts)
 set_target_properties(baton PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
 endif()

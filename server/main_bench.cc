@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <mutex>
 #include <ostream>
+#include <utility>
+#include <vector>
 
 #include "base/random.h"
 #include "base/status_macros.h"
@@ -12,6 +14,7 @@
 #include "server/client.h"
 #include "server/commands.h"
 #include "server/exit_code.h"
+#include "server/main_bench_experts.h"
 #include "server/main_roles.h"
 
 namespace baton::server {
@@ -161,9 +164,12 @@ absl::StatusOr<int> BenchEmbedded(const CommandContext& context, const BenchOpti
 }
 
 absl::StatusOr<int> Bench(const CommandContext& context) {
+  if (context.arguments.size() == 1 && context.arguments[0] == "experts") {
+    return RunExpertBench(context);
+  }
   if (context.arguments[0] != "serve") {
     context.err << "error: \"" << context.arguments[0]
-                << "\" cannot be measured; baton bench [flags] serve" << std::endl;
+                << "\" cannot be measured; baton bench [flags] serve|experts" << std::endl;
     return kExitUsage;
   }
   const FlagValues& flags = context.flags;
@@ -178,27 +184,34 @@ absl::StatusOr<int> Bench(const CommandContext& context) {
   return RunLoad(context, options, [&] { return ConnectCompletionClient(address); });
 }
 
+std::vector<CommandFlag> ServeFlags() {
+  return {{"server", FlagType::kAddress, "A running server. Not given: one in this process.", ""},
+          {"streams", FlagType::kInteger, "Requests in flight.", "8", "requests", 1, 1024},
+          {"requests", FlagType::kInteger, "Requests in all.", "32", "requests", 1, 1e7},
+          {"prompt-tokens", FlagType::kInteger, "Length of every prompt.", "200", "tokens", 1, 1e6},
+          {"output-tokens", FlagType::kInteger, "Length of every output.", "128", "tokens", 1, 1e6},
+          {"seed", FlagType::kInteger, "Of prompts and sampling.", "1", "", 0, 9e15}};
+}
+
 }  // namespace
 
 Command BenchCommand() {
+  std::vector<CommandFlag> flags = ServeFlags();
+  const std::vector<CommandFlag> expert_flags = ExpertBenchFlags();
+  flags.insert(flags.end(), expert_flags.begin(), expert_flags.end());
   return {
       .name = "bench",
       .summary = "measure TTFT, TPOT, ITL and throughput under load",
       .description =
           "`baton bench serve` keeps a number of requests in flight and prints TTFT, TPOT, ITL and "
           "end-to-end latency (p50, p90, p99) and tokens per second, as the clients see them. "
-          "Without --server it starts a server with all roles in its own process.",
-      .arguments = "serve",
+          "Without --server it starts a server with all roles in its own process. "
+          "`baton bench experts` simulates skewed expert load on a group of ranks: without "
+          "redundant experts, with static and with live ones.",
+      .arguments = "serve|experts",
       .min_arguments = 1,
       .max_arguments = 1,
-      .flags = {{"server", FlagType::kAddress, "A running server. Not given: one in this process.", ""},
-                {"streams", FlagType::kInteger, "Requests in flight.", "8", "requests", 1, 1024},
-                {"requests", FlagType::kInteger, "Requests in all.", "32", "requests", 1, 1e7},
-                {"prompt-tokens", FlagType::kInteger, "Length of every prompt.", "200", "tokens", 1,
-                 1e6},
-                {"output-tokens", FlagType::kInteger, "Length of every output.", "128", "tokens", 1,
-                 1e6},
-                {"seed", FlagType::kInteger, "Of prompts and sampling.", "1", "", 0, 9e15}},
+      .flags = std::move(flags),
       .config = {"model", "router", "prefill", "decode", "handoff", "kernels", "log"},
       .run = [](const CommandContext& context) { return ExitCode(context, Bench(context)); }};
 }
