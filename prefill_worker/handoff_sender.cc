@@ -34,6 +34,7 @@ absl::StatusOr<std::unique_ptr<HandoffSender>> HandoffSender::Create(
         " (the least of max_message_bytes, staging_bytes and the transport's limit of ",
         transport.capabilities().max_message_bytes, "): raise them or use smaller pages"));
   }
+  BATON_CHECK(options.ranks >= 1 && options.rank >= 0 && options.rank < options.ranks);
   if (options.max_peers < 1 || options.max_transport_events < 1) {
     return absl::InvalidArgumentError("max_peers and max_transport_events must be at least 1");
   }
@@ -138,25 +139,37 @@ void HandoffSender::BeginPass(std::vector<scheduler::HandoffSlice> slices) {
   pass_ = std::move(slices);
 }
 
+// This rank's share of what the pass finishes of one layer. Which rank has which run turns with
+// layer and place, as a pass often finishes fewer pages than there are ranks.
+void HandoffSender::QueuePages(const scheduler::HandoffSlice& slice, int32_t layer, Call& call) {
+  const int64_t pages = static_cast<int64_t>(slice.pages.size());
+  const int64_t run = (options_.rank + layer + int64_t{slice.first_page}) % options_.ranks;
+  const auto begin = static_cast<int32_t>(pages * run / options_.ranks);
+  const auto end = static_cast<int32_t>(pages * (run + 1) / options_.ranks);
+  const auto page_tokens = static_cast<uint32_t>(runner_.info().page_tokens);
+  for (int32_t first = begin; first < end; first += pages_per_message_) {
+    const int32_t count = std::min(pages_per_message_, end - first);
+    Piece piece;
+    piece.key = slice.key;
+    piece.layer = static_cast<uint32_t>(layer);
+    piece.first_page = slice.first_page + static_cast<uint32_t>(first);
+    piece.pages.assign(slice.pages.begin() + first, slice.pages.begin() + first + count);
+    piece.token_count = std::min(slice.token_count - static_cast<uint32_t>(first) * page_tokens,
+                                 static_cast<uint32_t>(count) * page_tokens);
+    backlog_.push_back(std::move(piece));
+    ++call.backlog;
+  }
+}
+
 void HandoffSender::OnLayerWritten(int32_t layer) {
+  const bool last_layer = layer + 1 == runner_.info().layers;
   for (const scheduler::HandoffSlice& slice : pass_) {
     const auto it = calls_.find(slice.key);
     if (it == calls_.end()) continue;  // failed already
-    const auto pages = static_cast<int32_t>(slice.pages.size());
-    for (int32_t first = 0; first < pages; first += pages_per_message_) {
-      const int32_t count = std::min(pages_per_message_, pages - first);
-      Piece piece;
-      piece.key = slice.key;
-      piece.layer = static_cast<uint32_t>(layer);
-      piece.first_page = slice.first_page + static_cast<uint32_t>(first);
-      piece.pages.assign(slice.pages.begin() + first, slice.pages.begin() + first + count);
-      const auto page_tokens = static_cast<uint32_t>(runner_.info().page_tokens);
-      piece.token_count = std::min(slice.token_count - static_cast<uint32_t>(first) * page_tokens,
-                                   static_cast<uint32_t>(count) * page_tokens);
-      backlog_.push_back(std::move(piece));
-      ++it->second.backlog;
-    }
-    if (slice.last && layer + 1 == runner_.info().layers) it->second.all_announced = true;
+    QueuePages(slice, layer, it->second);
+    if (!slice.last || !last_layer) continue;
+    it->second.all_announced = true;
+    FinishIfComplete(slice.key);  // with nothing of it in the backlog nobody else would notice
   }
   Progress();
 }
@@ -200,6 +213,7 @@ HandoffSender::PostResult HandoffSender::PostFront() {
   header.first_page = piece.first_page;
   header.page_count = static_cast<uint32_t>(piece.pages.size());
   header.token_count = piece.token_count;
+  header.source_rank = static_cast<uint32_t>(options_.rank);
   header.payload_bytes = bytes;
   header.checksum =
       runner_.PackPages(static_cast<int32_t>(piece.layer), piece.pages,

@@ -27,6 +27,10 @@ struct HandoffSenderOptions {
   uint64_t max_message_bytes = uint64_t{1} << 20;  // the transport's own limit also holds
   int32_t max_peers = 64;                          // decode ranks with an open transfer
   int32_t max_transport_events = 256;              // looked at in one poll
+  // In a group every rank has all pages and ships one of `ranks` equal runs of those that a pass
+  // finishes, another one in each layer.
+  int32_t rank = 0;
+  int32_t ranks = 1;
 };
 
 class HandoffSender final : public model::LayerObserver {
@@ -85,6 +89,7 @@ class HandoffSender final : public model::LayerObserver {
                 transport::KvTransport& transport, int32_t pages_per_message);
 
   absl::StatusOr<transport::TransferId> TransferTo(const std::string& address);
+  void QueuePages(const scheduler::HandoffSlice& slice, int32_t layer, Call& call);
   void WorkOffBacklog();
   enum class PostResult { kPosted, kNoRoom, kFailed };
   PostResult PostFront();

@@ -38,35 +38,44 @@ absl::StatusOr<std::unique_ptr<PrefillLoop>> PrefillLoop::Create(
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<HandoffSender> sender,
                          HandoffSender::Create(options.handoff, runner, transport));
   transport.SetWakeup([&inbox] { inbox.Wake(); });
-  return std::unique_ptr<PrefillLoop>(
-      new PrefillLoop(planner, clock, runner, std::move(sender), inbox, outbox, observer));
+  runner.SetWakeup([&inbox] { inbox.Wake(); });
+  return std::unique_ptr<PrefillLoop>(new PrefillLoop(planner, clock, runner, std::move(sender),
+                                                      options.group, inbox, outbox, observer));
 }
 
 PrefillLoop::PrefillLoop(const scheduler::PrefillPlannerOptions& options, Clock& clock,
                          model::Runner& runner, std::unique_ptr<HandoffSender> sender,
-                         PrefillInbox& inbox, PrefillOutbox& outbox, PrefillObserver& observer)
+                         GroupLink* group, PrefillInbox& inbox, PrefillOutbox& outbox,
+                         PrefillObserver& observer)
     : clock_(clock),
       runner_(runner),
       inbox_(inbox),
       outbox_(outbox),
       observer_(observer),
       planner_(options),
-      sender_(std::move(sender)) {}
+      sender_(std::move(sender)) {
+  if (group != nullptr) leader_.emplace(*group, *sender_);
+}
 
 scheduler::TickResult PrefillLoop::Tick() {
   // events_ begins with the last pass's result. The inbox is drained before the transport is
   // polled: a wake-up in between then ends the next wait.
   inbox_.DrainInto(events_);
   bool busy = sender_->Progress();
-  for (scheduler::HandoffFinished& finished : sender_->TakeFinished()) {
-    events_.emplace_back(std::move(finished));
-  }
+  std::vector<scheduler::HandoffFinished> over = sender_->TakeFinished();
+  if (leader_.has_value()) over = leader_->Merge(std::move(over));
+  for (scheduler::HandoffFinished& finished : over) events_.emplace_back(std::move(finished));
   busy = busy || !events_.empty();
 
   sink_.Clear();
   planner_.Step(clock_.Now(), events_, sink_);
   events_.clear();
   for (scheduler::PrefillAction& action : sink_.actions) Execute(action);
+  if (leader_.has_value() && leader_->wants_exchange()) {
+    // A broken group shows in the next pass, which fails.
+    leader_->Announce(nullptr).IgnoreError();
+    busy = true;
+  }
   observer_.OnStep(sink_.report);
   // Idle: nobody waits, so this is when to look for contradictions.
   if (!busy && sink_.actions.empty()) CheckInvariants();
@@ -82,8 +91,10 @@ void PrefillLoop::Execute(scheduler::PrefillAction& action) {
         using Action = std::decay_t<decltype(a)>;
         if constexpr (std::is_same_v<Action, scheduler::OpenHandoff>) {
           sender_->Open(a);
+          if (leader_.has_value()) leader_->Open(a);
         } else if constexpr (std::is_same_v<Action, scheduler::AbortHandoff>) {
           sender_->Abort(a.key);
+          if (leader_.has_value()) leader_->Abort(a.key);
         } else if constexpr (std::is_same_v<Action, scheduler::RunPrefillPass>) {
           RunPass(a);
         } else {
@@ -94,12 +105,20 @@ void PrefillLoop::Execute(scheduler::PrefillAction& action) {
 }
 
 void PrefillLoop::RunPass(scheduler::RunPrefillPass& pass) {
-  sender_->BeginPass(std::move(pass.handoffs));
   scheduler::PassFinished finished;
-  finished.status = runner_.Run(pass.plan, sender_.get(), &finished.output);
+  if (leader_.has_value()) finished.status = leader_->Announce(&pass);
+  sender_->BeginPass(std::move(pass.handoffs));
+  if (finished.status.ok()) {
+    finished.status = runner_.Run(pass.plan, sender_.get(), &finished.output);
+  }
   finished.finished_at = clock_.Now();
   sender_->EndPass();
   events_.emplace_back(std::move(finished));
+}
+
+PrefillLoop::~PrefillLoop() {
+  // The followers end with the loop that leads them; a group that is broken ends by itself.
+  if (leader_.has_value()) leader_->Stop().IgnoreError();
 }
 
 scheduler::PrefillStatus PrefillLoop::initial_status() const { return planner_.status(); }

@@ -7,12 +7,15 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/bounded_queue.h"
 #include "base/clock.h"
 #include "model/runner.h"
+#include "prefill_worker/group_leader.h"
+#include "prefill_worker/group_link.h"
 #include "prefill_worker/handoff_sender.h"
 #include "scheduler/prefill_planner.h"
 #include "scheduler/step.h"
@@ -44,6 +47,9 @@ struct PrefillLoopOptions {
   // page_tokens, total_pages and max_positions are taken from the runner.
   scheduler::PrefillPlannerOptions planner;
   HandoffSenderOptions handoff;
+  // In a group this is the leader's loop, and the runner and `handoff` are of its rank. Outlives
+  // the loop. Null: alone.
+  GroupLink* group = nullptr;
 };
 
 class PrefillLoop {
@@ -57,7 +63,10 @@ class PrefillLoop {
                                                              PrefillOutbox& outbox,
                                                              PrefillObserver& observer);
 
-  // One round, at most one pass of the runner; never waits.
+  // Tells the followers that the group is over.
+  ~PrefillLoop();
+
+  // One round, at most one pass of the runner; never waits, but for the other ranks of its group.
   scheduler::TickResult Tick();
 
   // After DrainRequested: no call is open any more and no message in flight. Loop thread only.
@@ -73,8 +82,8 @@ class PrefillLoop {
 
  private:
   PrefillLoop(const scheduler::PrefillPlannerOptions& options, Clock& clock, model::Runner& runner,
-              std::unique_ptr<HandoffSender> sender, PrefillInbox& inbox, PrefillOutbox& outbox,
-              PrefillObserver& observer);
+              std::unique_ptr<HandoffSender> sender, GroupLink* group, PrefillInbox& inbox,
+              PrefillOutbox& outbox, PrefillObserver& observer);
 
   void Execute(scheduler::PrefillAction& action);
   void RunPass(scheduler::RunPrefillPass& pass);
@@ -86,6 +95,7 @@ class PrefillLoop {
   PrefillObserver& observer_;
   scheduler::PrefillPlanner planner_;
   std::unique_ptr<HandoffSender> sender_;
+  std::optional<GroupLeader> leader_;            // in a group
   std::vector<scheduler::PrefillEvent> events_;  // what the next step sees
   scheduler::PrefillActionSink sink_;            // reused between ticks
 };
