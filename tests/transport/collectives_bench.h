@@ -2,9 +2,8 @@
 #define BATON_TESTS_TRANSPORT_COLLECTIVES_BENCH_H_
 
 // The latency of the collectives that a decode step waits for, measured by all ranks of a group
-// together; rank 0 prints a line for each. Not a test.
+// together. Not a test.
 
-#include <cstdio>
 #include <vector>
 
 #include "base/check.h"
@@ -12,16 +11,21 @@
 
 namespace baton::transport {
 
-inline void BenchCollectives(Collectives* group) {
+struct CollectiveFigure {
+  const char* call = "";
+  size_t bytes = 0;  // of a message between two ranks; of the data, for AllReduceSum
+  double us = 0;
+};
+
+inline std::vector<CollectiveFigure> BenchCollectives(Collectives* group) {
+  std::vector<CollectiveFigure> figures;
   const size_t ranks = static_cast<size_t>(group->world_size());
   MonotonicClock clock;
   const auto measure = [&](const char* what, size_t bytes, int rounds, auto call) {
     for (int round = 0; round < rounds / 10 + 2; ++round) BATON_CHECK(call().ok());
     const Tick start = clock.Now();
     for (int round = 0; round < rounds; ++round) BATON_CHECK(call().ok());
-    const double us = (clock.Now() - start).seconds() * 1e6 / rounds;
-    if (group->rank() == 0) std::printf("%s %zu %zu %.1f\n", what, ranks, bytes, us);
-    std::fflush(stdout);
+    figures.push_back({what, bytes, (clock.Now() - start).seconds() * 1e6 / rounds});
   };
   const Duration timeout = Duration::Seconds(20);
   {
@@ -38,6 +42,7 @@ inline void BenchCollectives(Collectives* group) {
   std::vector<std::byte> data(size_t{1} << 20);
   measure("AllReduceSum", data.size(), 20,
           [&] { return group->AllReduceSum(data, ReduceType::kF32, timeout); });
+  return figures;
 }
 
 }  // namespace baton::transport

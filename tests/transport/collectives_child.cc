@@ -4,7 +4,7 @@
 //
 //   script  joins, makes random calls and compares them with the literal ones; prints "same"
 //   loop    joins, then makes calls (all kinds, small and large) until one fails
-//   bench   joins, and measures; rank 0 prints
+//   bench   joins, and prints the microseconds of each line of collectives_bench.h
 //
 // ADDRESSES are comma-separated, by rank. Prints "joined GENERATION"; when a call fails, "failed
 // LOST_RANKS MESSAGE", and for loop joins again: without the ranks that it lost, until
@@ -96,7 +96,9 @@ int Main(int argc, char** argv) {
   auto group = Join(rendezvous.get(), options);
   if (!group.ok()) return 1;
   if (mode == "bench") {
-    BenchCollectives(group->get());
+    for (const CollectiveFigure& figure : BenchCollectives(group->get())) {
+      std::cout << figure.us << std::endl;
+    }
     return 0;
   }
   const uint64_t seed = argc > 7 ? std::stoull(argv[7]) : 1;

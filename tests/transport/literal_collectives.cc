@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -27,18 +26,16 @@ Bytes RandomBytes(uint64_t seed, int call, int rank, size_t size) {
 // Finite, of very different magnitudes and signs, so that the order of addition shows.
 Bytes RandomNumbers(uint64_t seed, int call, int rank, size_t elements, ReduceType type) {
   Rng rng(seed * 1'000'003 + static_cast<uint64_t>(call) * 1009 + static_cast<uint64_t>(rank));
-  Bytes out;
+  const size_t element_bytes = type == ReduceType::kF32 ? 4 : 2;
+  Bytes out(elements * element_bytes);
   for (size_t i = 0; i < elements; ++i) {
-    const double sign = rng.Chance(0.5) ? -1 : 1;
-    const int exponent = static_cast<int>(rng.Below(30)) - 15;
-    const float value = static_cast<float>(sign * (1 + rng.Uniform()) * std::exp2(exponent));
-    const uint32_t bits = std::bit_cast<uint32_t>(value);
-    const std::byte* bytes = reinterpret_cast<const std::byte*>(&bits);
-    if (type == ReduceType::kF32) {
-      out.insert(out.end(), bytes, bytes + 4);
-    } else {
-      out.insert(out.end(), bytes + 2, bytes + 4);  // the upper half is a bfloat16
-    }
+    const uint64_t word = rng.Next();
+    const uint32_t sign_and_fraction = static_cast<uint32_t>(word) & 0x807fffff;
+    const uint32_t exponent = 112 + static_cast<uint32_t>(word >> 59);  // 2^-15 to 2^16
+    const uint32_t bits = sign_and_fraction | exponent << 23;
+    // The upper half is a bfloat16.
+    const std::byte* bytes = reinterpret_cast<const std::byte*>(&bits) + (4 - element_bytes);
+    std::memcpy(out.data() + i * element_bytes, bytes, element_bytes);
   }
   return out;
 }

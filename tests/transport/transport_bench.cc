@@ -4,6 +4,12 @@
 //   transport_bench [TLS]      (default: UcxOptions().tls)
 //
 // Not a test: prints a table. The other process is this program again (TLS, address and "child").
+//
+//   transport_bench collectives [TLS]
+//
+// measures the collectives instead, between threads and between processes (collectives_child): the
+// call, ranks, bytes (of a message between two ranks), microseconds between threads and between
+// processes, and the ratio.
 
 #include <cstdio>
 #include <cstring>
@@ -13,6 +19,9 @@
 
 #include "base/check.h"
 #include "tests/transport/child_process.h"
+#include "tests/transport/collectives_bench.h"
+#include "tests/transport/group_fabrics.h"
+#include "tests/transport/group_processes.h"
 #include "tests/transport/hex.h"
 #include "tests/transport/test_peer.h"
 #include "transport/ucx/ucx_transport.h"
@@ -142,11 +151,40 @@ class Bench {
   TransferId transfer_;
 };
 
+void CollectivesRows(int ranks, const std::string& tls) {
+  std::vector<CollectiveFigure> threads;
+  InprocGroupFabric fabric;
+  {
+    TestGroupOf group(&fabric, ranks);
+    OnRanks(ranks, [&](int rank) {
+      const std::vector<CollectiveFigure> figures = BenchCollectives(&group.at(rank));
+      if (rank == 0) threads = figures;
+    });
+  }
+  const std::string addresses = FreeAddresses(ranks);
+  std::vector<std::unique_ptr<ChildProcess>> children;
+  for (int rank = 0; rank < ranks; ++rank) {
+    children.push_back(StartRank("bench", tls, ranks, rank, addresses));
+  }
+  children[0]->ReadLine();  // "joined 1"
+  for (const CollectiveFigure& figure : threads) {
+    const double us = std::stod(children[0]->ReadLine());
+    std::printf("%-12s %d ranks %8zu B  threads %9.1f us  processes %9.1f us  ratio %.2f\n",
+                figure.call, ranks, figure.bytes, figure.us, us, us / figure.us);
+    std::fflush(stdout);
+  }
+  for (auto& child : children) BATON_CHECK_EQ(child->Finish(), 0);
+}
+
 }  // namespace
 }  // namespace baton::transport
 
 int main(int argc, char** argv) {
   using namespace baton::transport;
+  if (argc > 1 && std::string(argv[1]) == "collectives") {
+    for (const int ranks : {2, 4, 8}) CollectivesRows(ranks, argc > 2 ? argv[2] : UcxOptions().tls);
+    return 0;
+  }
   const std::string tls = argc > 1 ? argv[1] : UcxOptions().tls;
   if (argc > 3) return Child(tls, argv[2]);
   Bench bench(argv[0], tls);
