@@ -90,7 +90,7 @@ def check(directory, work):
     ours, theirs = training_model(directory), transformers_model(directory)
     tokens = np.fromfile(work / "heldout.u16", np.uint16).astype(np.int64)
     result = {}
-    for length in (256, 512):
+    for length in (256, 1024):
         batch = torch.from_numpy(tokens[:length + 1])[None]
         a, b = ours.logits(ours.hidden(batch[:, :-1])).float()[0], theirs(batch[:, :-1]).logits[0]
         loss = [torch.nn.functional.cross_entropy(x, batch[0, 1:]).item() for x in (a, b)]
@@ -100,7 +100,7 @@ def check(directory, work):
 
 
 @torch.no_grad()
-def code_length(net, tokens, length=512):
+def code_length(net, tokens, length=1024):
     """Bits to code the tokens, each given those before it in its window of `length`; a window's first costs log2(vocab).
 
     Also how often the MTP layer's first choice for the token after the next is the main model's.

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Rebuilds models/demo from nothing: environment, corpus, tokenizer, training (about two hours on one core), export,
+# Rebuilds models/demo from nothing: environment, corpus, tokenizer, training (one and a half to two hours of one core), export,
 # evaluation. Usage: tools/train_demo/run.sh [WORK_DIR]. Training resumes from its last checkpoint when run again.
 set -euo pipefail
 

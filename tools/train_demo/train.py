@@ -1,6 +1,6 @@
 """Trains the demo model. Resumes from WORK_DIR/checkpoint.pt when that exists.
 
-    OMP_NUM_THREADS=1 python train.py --work WORK_DIR --steps 1410
+    OMP_NUM_THREADS=1 python train.py --work WORK_DIR --steps 3000
 
 Muon (https://kellerjordan.github.io/posts/muon/) for the matrices of attention and MLPs, AdamW for embedding, head,
 norms and router; a learning rate that is linear between given steps (--lr-knots). Experts are balanced without an
@@ -157,18 +157,18 @@ def update_biases(net, speed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=pathlib.Path, required=True)
-    parser.add_argument("--steps", type=int, default=1410)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--long-steps", type=int, default=110)
-    parser.add_argument("--long-length", type=int, default=512)
+    parser.add_argument("--long-steps", type=int, default=350)
+    parser.add_argument("--long-length", type=int, default=1024)
     parser.add_argument("--micro-tokens", type=int, default=4096)
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--table-lr", type=float, default=0.004)
     parser.add_argument("--vector-lr", type=float, default=0.004)
-    parser.add_argument("--lr-knots", default="0:0,40:1,600:1,1000:0.8333,1300:0.3343,1411:0",
+    parser.add_argument("--lr-knots", default="0:0,40:1,1400:1,3000:0",
                         help="step:scale,...; linear between")
-    parser.add_argument("--mtp-switch", type=int, default=1000, help="step from which the MTP loss weighs 0.1, not 0.3")
+    parser.add_argument("--mtp-switch", type=int, default=2000, help="step from which the MTP loss weighs 0.1, not 0.3")
     parser.add_argument("--balance-weight", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=100)
