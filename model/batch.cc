@@ -1,6 +1,7 @@
 #include "model/batch.h"
 
 #include <algorithm>
+#include <limits>
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
@@ -21,6 +22,25 @@ std::string CheckSampling(const SequenceSlice& slice, int32_t end, const PlanLim
     return absl::StrCat("says ", slice.prompt_tokens, " of its ", end, " tokens are the prompt");
   }
   const SamplingParams& sampling = *slice.sampling;
+  // The ranges of kernels::SampleParams, which refuses a whole batch for one row.
+  const auto within = [](float value, float low, float high) {
+    return value >= low && value <= high;  // NaN is not
+  };
+  constexpr float kMax = std::numeric_limits<float>::max();
+  constexpr float kAboveZero = std::numeric_limits<float>::denorm_min();
+  if (!within(sampling.temperature, 0, kMax) || sampling.top_k < 0 ||
+      !within(sampling.top_p, kAboveZero, 1) || !within(sampling.min_p, 0, 1) ||
+      !within(sampling.repetition_penalty, kAboveZero, kMax) ||
+      !within(sampling.presence_penalty, -kMax, kMax) ||
+      !within(sampling.frequency_penalty, -kMax, kMax)) {
+    return absl::StrCat(
+        "is to be sampled with temperature ", sampling.temperature, ", top_k ", sampling.top_k,
+        ", top_p ", sampling.top_p, ", min_p ", sampling.min_p, " and penalties ",
+        sampling.repetition_penalty, ", ", sampling.presence_penalty, ", ",
+        sampling.frequency_penalty,
+        "; expected temperature >= 0, top_k >= 0, top_p in (0, 1], min_p in [0, 1], repetition "
+        "penalty > 0, all finite");
+  }
   if (sampling.top_logprobs < -1 || sampling.top_logprobs > kMaxTopLogprobs) {
     return absl::StrCat("asks for ", sampling.top_logprobs, " top_logprobs, expected -1..",
                         kMaxTopLogprobs);
@@ -34,7 +54,7 @@ std::string CheckSampling(const SequenceSlice& slice, int32_t end, const PlanLim
 }
 
 // Empty when the slice can be run.
-std::string CheckSlice(const SequenceSlice& slice, const PlanLimits& limits) {
+std::string ProblemOf(const SequenceSlice& slice, const PlanLimits& limits) {
   if (slice.row_count < 1 || slice.row_count > limits.max_rows) {
     return absl::StrCat("has ", slice.row_count, " rows, expected 1..", limits.max_rows);
   }
@@ -68,17 +88,18 @@ std::string CheckSlice(const SequenceSlice& slice, const PlanLimits& limits) {
 
 }  // namespace
 
+absl::Status CheckSlice(const SequenceSlice& slice, const PlanLimits& limits) {
+  const std::string problem = ProblemOf(slice, limits);
+  if (problem.empty()) return absl::OkStatus();
+  std::ostringstream key;
+  key << slice.key;
+  return absl::InvalidArgumentError(absl::StrCat("request ", key.str(), " ", problem));
+}
+
 absl::Status CheckPlan(const BatchPlan& plan, const PlanLimits& limits) {
   int64_t rows = 0;
-  for (size_t i = 0; i < plan.slices.size(); ++i) {
-    const SequenceSlice& slice = plan.slices[i];
-    const std::string problem = CheckSlice(slice, limits);
-    if (!problem.empty()) {
-      std::ostringstream key;
-      key << slice.key;
-      return absl::InvalidArgumentError(
-          absl::StrCat("step ", plan.step, ", slice ", i, " (request ", key.str(), ") ", problem));
-    }
+  for (const SequenceSlice& slice : plan.slices) {
+    BATON_RETURN_IF_ERROR(CheckSlice(slice, limits));
     rows += slice.row_count;
   }
   if (rows != plan.total_rows || rows > limits.max_rows) {

@@ -20,8 +20,11 @@ struct PlanLimits {
   int32_t vocab_size = 0;
 };
 
-// INVALID_ARGUMENT that names the slice, the value and the range when the plan cannot be run: a bug
-// of a planner, or of a caller of Generate.
+// INVALID_ARGUMENT that names the request, the value and the range when the slice cannot be run: a
+// bug of a planner, or of whoever checks requests.
+absl::Status CheckSlice(const scheduler::SequenceSlice& slice, const PlanLimits& limits);
+
+// The first slice's error, or INVALID_ARGUMENT when the plan as a whole cannot be run.
 absl::Status CheckPlan(const scheduler::BatchPlan& plan, const PlanLimits& limits);
 
 // Reused from pass to pass, so that a steady state allocates nothing.

@@ -41,6 +41,7 @@ class SingleSequence {
                            .sample = sample,
                            .sampling = &sampling_});
     BATON_RETURN_IF_ERROR(runner_.Run(plan, nullptr, &output_));
+    if (!output_.failures.empty()) return output_.failures[0].status;
     if (sample) tokens_.push_back(output_.tokens.at(0).token);
     return absl::OkStatus();
   }

@@ -66,17 +66,21 @@ class ModelRunner final : public Runner {
   absl::Status Run(const scheduler::BatchPlan& plan, LayerObserver* observer,
                    scheduler::StepOutput* output) override {
     output->tokens.clear();
-    BATON_RETURN_IF_ERROR(decoder_->Forward(plan, observer));
-    sampled_.clear();
-    sampled_rows_.clear();
-    int32_t row = 0;
+    output->failures.clear();
     for (const scheduler::SequenceSlice& slice : plan.slices) {
-      row += slice.row_count;
-      if (!slice.sample) continue;
-      sampled_.push_back(&slice);
-      sampled_rows_.push_back(row - 1);
+      absl::Status status = CheckSlice(slice, decoder_->plan_limits());
+      if (!status.ok()) output->failures.push_back({slice.key, std::move(status)});
     }
-    return SampleAll(output);
+    if (output->failures.empty()) return RunGood(plan, observer, output);
+    scheduler::BatchPlan rest{.step = plan.step, .form = plan.form, .total_rows = plan.total_rows};
+    for (const scheduler::SequenceSlice& slice : plan.slices) {
+      if (CheckSlice(slice, decoder_->plan_limits()).ok()) {
+        rest.slices.push_back(slice);
+      } else {
+        rest.total_rows -= slice.row_count;
+      }
+    }
+    return RunGood(rest, observer, output);
   }
 
   uint64_t PackPages(int32_t layer, std::span<const PageId> pages, int32_t token_count,
@@ -90,6 +94,21 @@ class ModelRunner final : public Runner {
   }
 
  private:
+  absl::Status RunGood(const scheduler::BatchPlan& plan, LayerObserver* observer,
+                       scheduler::StepOutput* output) {
+    BATON_RETURN_IF_ERROR(decoder_->Forward(plan, observer));
+    sampled_.clear();
+    sampled_rows_.clear();
+    int32_t row = 0;
+    for (const scheduler::SequenceSlice& slice : plan.slices) {
+      row += slice.row_count;
+      if (!slice.sample) continue;
+      sampled_.push_back(&slice);
+      sampled_rows_.push_back(row - 1);
+    }
+    return SampleAll(output);
+  }
+
   // The head runs in groups of rows, so that its logits need bounded memory.
   absl::Status SampleAll(scheduler::StepOutput* output) {
     const size_t group = static_cast<size_t>(decoder_->max_logit_rows());

@@ -44,8 +44,10 @@ class Runner {
   virtual const RunnerInfo& info() const = 0;
 
   // Runs one forward pass; writes the rows' latents into their pages and samples where asked.
-  // `observer` may be null. A row's bits depend only on its own sequence (row invariance). Errors
-  // mean that the plan or the machine is at fault; pages written by a failed pass are undefined.
+  // `observer` may be null. A row's bits depend only on its own sequence (row invariance), so a
+  // slice that cannot be run or sampled is one of `output->failures`, and the others are as if it
+  // were not there. An error means that no slice is to blame alone (the plan's sums are wrong, or
+  // the machine is at fault); pages written by a failed pass are undefined.
   virtual absl::Status Run(const scheduler::BatchPlan& plan, LayerObserver* observer,
                            scheduler::StepOutput* output) = 0;
 

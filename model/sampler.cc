@@ -120,9 +120,12 @@ absl::Status Sampler::Sample(std::span<const SequenceSlice* const> slices, const
       device_, {.logits = logits, .params = params_, .results = absl::MakeSpan(results_)}));
   for (size_t i = 0; i < rows; ++i) {
     if (results_[i].token < 0) {
-      return absl::InternalError(absl::StrCat(
-          "request ", KeyText(slices[i]->key), " has no token to sample at position ",
-          End(*slices[i]), ": its logits hold NaN or infinity, or every token is masked"));
+      output->failures.push_back(
+          {slices[i]->key,
+           absl::InternalError(absl::StrCat(
+               "request ", KeyText(slices[i]->key), " has no token to sample at position ",
+               End(*slices[i]), ": its logits hold NaN or infinity, or every token is masked"))});
+      continue;
     }
     AppendToken(*slices[i], results_[i], output);
   }

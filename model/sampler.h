@@ -22,8 +22,9 @@ class Sampler {
   Sampler(kernels::Device& device, int32_t vocab_size, std::vector<TokenId> eos_token_ids);
 
   // Samples slices[i] from row i of `logits` (F32 [n, vocab_size]; overwritten where a mask
-  // applies) and appends the tokens to `output`. `mask` is I32 [>= n, ceil(vocab_size / 32)] device
-  // memory to work in. INTERNAL when a row has no distribution (NaN logits, or every token masked).
+  // applies) and appends the tokens to `output`; a row without a distribution (NaN logits, or every
+  // token masked) is a failure there, INTERNAL. `mask` is I32 [>= n, ceil(vocab_size / 32)] device
+  // memory to work in.
   absl::Status Sample(std::span<const scheduler::SequenceSlice* const> slices,
                       const kernels::TensorView& logits, const kernels::TensorView& mask,
                       scheduler::StepOutput* output);

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "scheduler/decode_planner.h"
+#include "scheduler/pass_result.h"
 
 namespace baton::scheduler {
 
@@ -16,29 +17,22 @@ namespace baton::scheduler {
 void DecodePlanner::Apply(Tick now, const PassFinished& event, DecodeActionSink& sink) {
   BATON_CHECK_MSG(!pass_.empty(), "the result of a pass that nobody asked for");
   const std::vector<PassSlice> pass = std::exchange(pass_, {});
-  const auto samples =
-      std::count_if(pass.begin(), pass.end(), [](const PassSlice& slice) { return slice.sample; });
-  absl::Status status = event.status;
-  if (status.ok() && event.output.tokens.size() != static_cast<size_t>(samples)) {
-    status = absl::InternalError(absl::StrCat("the pass gave ", event.output.tokens.size(),
-                                              " tokens where ", samples, " were asked for"));
-  }
-  size_t sampled = 0;
+  PassResult result(event, pass);
   for (const PassSlice& slice : pass) {
-    const size_t sample = sampled;
-    sampled += slice.sample ? 1 : 0;
+    const PassResult::Slice outcome = result.Next(slice);
     const auto it = attempts_.find(slice.key);
     if (it == attempts_.end() || it->second.ended) continue;  // ended by an event before this one
-    if (!status.ok()) {
+    if (!outcome.status.ok()) {
       ++sink.report.pass_failures;
       Release(now, it,
               {EndKind::kRetryable, FinishReason::kNone,
-               absl::InternalError(absl::StrCat("the decode pass failed: ", status.ToString()))},
+               absl::InternalError(
+                   absl::StrCat("the decode pass failed: ", outcome.status.ToString()))},
               sink);
       continue;
     }
     it->second.computed += slice.rows;
-    if (slice.sample) Append(now, it, event.output.tokens[sample], sink);
+    if (outcome.token != nullptr) Append(now, it, *outcome.token, sink);
   }
 }
 

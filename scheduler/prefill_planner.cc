@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "scheduler/pass_result.h"
 
 namespace baton::scheduler {
 
@@ -153,33 +154,25 @@ void PrefillPlanner::Apply(Tick, const HandoffFinished& event, PrefillActionSink
 void PrefillPlanner::Apply(Tick, const PassFinished& event, PrefillActionSink& sink) {
   BATON_CHECK_MSG(!pass_.empty(), "the result of a pass that nobody asked for");
   const std::vector<PassSlice> pass = std::exchange(pass_, {});
-  const auto samples =
-      std::count_if(pass.begin(), pass.end(), [](const PassSlice& slice) { return slice.sample; });
-  absl::Status status = event.status;
-  if (status.ok() && event.output.tokens.size() != static_cast<size_t>(samples)) {
-    status = absl::InternalError(absl::StrCat("the pass gave ", event.output.tokens.size(),
-                                              " tokens where ", samples, " were asked for"));
-  }
-  size_t sampled = 0;
+  PassResult result(event, pass);
   for (const PassSlice& slice : pass) {
+    const PassResult::Slice outcome = result.Next(slice);
     const auto it = calls_.find(slice.key);
-    if (it == calls_.end()) {  // ended by an event before this one
-      sampled += slice.sample ? 1 : 0;
-      continue;
-    }
+    if (it == calls_.end()) continue;  // ended by an event before this one
     Call& call = it->second;
-    if (!status.ok()) {
+    if (!outcome.status.ok()) {
       ++sink.report.pass_failures;
-      Release(it, RequestState::kFailed,
-              absl::InternalError(absl::StrCat("the prefill pass failed: ", status.ToString())),
-              true, sink);
+      Release(
+          it, RequestState::kFailed,
+          absl::InternalError(absl::StrCat("the prefill pass failed: ", outcome.status.ToString())),
+          true, sink);
       continue;
     }
     call.computed += slice.rows;
     queued_tokens_ -= slice.rows;
-    if (slice.sample) {
+    if (outcome.token != nullptr) {
       call.has_first_token = true;
-      call.first_token = event.output.tokens[sampled++];
+      call.first_token = *outcome.token;
     }
     if (!slice.last) continue;
     fifo_.erase(call.order);

@@ -33,8 +33,10 @@ struct ActionSink {
 
 // The pass of the last RunPass action is over.
 struct PassFinished {
-  absl::Status status;  // not OK: no output, the pages written by the pass are undefined
-  StepOutput output;    // one token for each slice with `sample`, in plan order
+  // Not OK: nobody knows which slice is to blame; no output, the pages written by the pass are
+  // undefined.
+  absl::Status status;
+  StepOutput output;
   Tick finished_at;
 };
 

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "base/ids.h"
 
 namespace baton::scheduler {
@@ -79,9 +80,17 @@ struct SampledToken {
   std::vector<TokenLogprob> top_logprobs;  // best first
 };
 
-// What a pass yields: one entry for each slice with `sample`, in plan order.
+// A slice that failed alone, while the others of its pass are good.
+struct SliceFailure {
+  RequestKey key;
+  absl::Status status;  // not OK
+};
+
+// What a pass yields.
 struct StepOutput {
+  // One for each slice with `sample` that did not fail, in plan order.
   std::vector<SampledToken> tokens;
+  std::vector<SliceFailure> failures;  // in any order; the pages written for these are undefined
 };
 
 }  // namespace baton::scheduler

@@ -1,6 +1,7 @@
 #include "model/model_runner.h"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 #include <string>
 #include <vector>
@@ -258,7 +259,10 @@ TEST_F(ModelRunnerTest, RefusesBadPlans) {
     plan.slices = {slice};
     plan.total_rows = rows;
     scheduler::StepOutput output;
-    const absl::Status status = runner_->Run(plan, nullptr, &output);
+    absl::Status status = runner_->Run(plan, nullptr, &output);
+    EXPECT_TRUE(output.tokens.empty());
+    // The sums are the plan's fault, all else one slice's.
+    if (status.ok() && !output.failures.empty()) status = output.failures[0].status;
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     EXPECT_THAT(std::string(status.message()), HasSubstr(message));
   };
@@ -268,7 +272,7 @@ TEST_F(ModelRunnerTest, RefusesBadPlans) {
     return slice;
   };
   refuse(good, 71, "has 70 rows, says 71");
-  refuse(with([](auto& s) { s.row_count = 0; }), 0, "slice 0 (request 4.0) has 0 rows");
+  refuse(with([](auto& s) { s.row_count = 0; }), 0, "request 4.0 has 0 rows");
   refuse(with([](auto& s) { s.row_count = 129; }), 129, "expected 1..128");
   refuse(with([](auto& s) { s.first_position = -1; }), 70, "positions -1");
   refuse(with([](auto& s) { s.first_position = 500; }), 70, "positions end at 512");
@@ -283,8 +287,63 @@ TEST_F(ModelRunnerTest, RefusesBadPlans) {
   bad.top_logprobs = 21;
   refuse(with([&](auto& s) { s.sampling = &bad; }), 70, "21 top_logprobs");
   bad.top_logprobs = -1;
+  bad.top_p = 0;
+  refuse(with([&](auto& s) { s.sampling = &bad; }), 70, "top_p 0, min_p 0");
+  bad.top_p = 1;
+  bad.temperature = NAN;
+  refuse(with([&](auto& s) { s.sampling = &bad; }), 70, "temperature nan");
+  bad.temperature = 0;
   bad.stop_token_ids = {256};
   refuse(with([&](auto& s) { s.sampling = &bad; }), 70, "stop token 256");
+}
+
+// A slice that cannot be run and one that has no token to sample fail alone: the slices around them
+// get the tokens that they get without them.
+TEST_F(ModelRunnerTest, FailedSlicesLeaveTheOthersAlone) {
+  constexpr int kSlices = 5;
+  const std::unique_ptr<Runner> runner = NewRunner(kSlices);
+  std::vector<std::vector<TokenId>> sequences;
+  std::vector<std::vector<PageId>> pages;
+  for (int i = 0; i < kSlices; ++i) {
+    sequences.push_back(RandomTokens(7 + i, 256, 50 + static_cast<uint64_t>(i)));
+    pages.push_back({PageId(static_cast<uint32_t>(i))});
+  }
+  scheduler::SamplingParams masked = options_.sampling;  // every token is forbidden
+  masked.min_tokens = 5;
+  for (TokenId id = 0; id < 256; ++id) masked.stop_token_ids.push_back(id);
+  const auto plan_of = [&](const std::vector<int>& which) {
+    scheduler::BatchPlan plan;
+    for (const int i : which) {
+      const auto rows = static_cast<int32_t>(sequences[i].size());
+      plan.slices.push_back({.key = {RequestId(static_cast<uint64_t>(i)), 0},
+                             .sequence = sequences[i],
+                             .prompt_tokens = rows,
+                             .row_count = rows,
+                             .pages = pages[i],
+                             .sample = true,
+                             .sampling = i == 3 ? &masked : &options_.sampling});
+      plan.total_rows += rows;
+    }
+    return plan;
+  };
+  scheduler::StepOutput good, mixed;
+  ASSERT_TRUE(runner->Run(plan_of({0, 2, 4}), nullptr, &good).ok());
+  ASSERT_EQ(good.tokens.size(), 3u);
+  EXPECT_TRUE(good.failures.empty());
+
+  sequences[1][3] = 256;  // not a token
+  const absl::Status status = runner->Run(plan_of({0, 1, 2, 3, 4}), nullptr, &mixed);
+  ASSERT_TRUE(status.ok()) << status;
+  ASSERT_EQ(mixed.tokens.size(), 3u);
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(mixed.tokens[i].key, good.tokens[i].key);
+    EXPECT_EQ(mixed.tokens[i].token, good.tokens[i].token);
+  }
+  ASSERT_EQ(mixed.failures.size(), 2u);
+  EXPECT_EQ(mixed.failures[0].key.request, RequestId(1));
+  EXPECT_EQ(mixed.failures[0].status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(mixed.failures[1].key.request, RequestId(3));
+  EXPECT_EQ(mixed.failures[1].status.code(), absl::StatusCode::kInternal);
 }
 
 TEST_F(ModelRunnerTest, AnEmptyPlanDoesNothing) {

@@ -129,6 +129,25 @@ TEST_F(DecodePlannerTest, FailedPassMakesNewAttempts) {
   EXPECT_EQ(h.sink.report.free_pages, 10);
 }
 
+TEST_F(DecodePlannerTest, FailedSliceLeavesTheOthersOfItsPassAlone) {
+  Land(1, 1);
+  Land(2, 1);
+  Land(3, 1);
+  PassFinished finished = Pass(9);
+  ASSERT_EQ(finished.output.tokens.size(), 3u);
+  finished.output.tokens.erase(finished.output.tokens.begin() + 1);
+  finished.output.failures.push_back({Key(2), absl::InternalError("NaN")});
+  Step({finished});
+  EXPECT_EQ(OnlyEnd().key, Key(2));
+  EXPECT_EQ(OnlyEnd().kind, EndKind::kRetryable);
+  EXPECT_EQ(h.sink.report.pass_failures, 1u);
+  ASSERT_EQ(Update().chunks.size(), 2u);
+  EXPECT_EQ(Update().chunks[0].key, Key(1));
+  EXPECT_EQ(Update().chunks[1].key, Key(3));
+  ASSERT_EQ(Plan().slices.size(), 2u);
+  EXPECT_EQ(Plan().slices[1].key, Key(3));
+}
+
 TEST_F(DecodePlannerTest, StartsBeyondTheRoomAreRefusedNotQueued) {
   Step({Start(1, 30), Start(2, 16)});  // 8 + 4 of 10 pages
   EXPECT_EQ(OnlyEnd().key, Key(2));

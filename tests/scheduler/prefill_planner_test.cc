@@ -213,6 +213,24 @@ TEST_F(PrefillPlannerTest, FailedPassFailsItsCallsOnly) {
   EXPECT_EQ(h.All<RunPrefillPass>().at(0).plan.slices[0].key, Key(2));
 }
 
+TEST_F(PrefillPlannerTest, FailedSliceLeavesTheOthersOfItsPassAlone) {
+  h.Step({Call(1, 3), Call(2, 3)});
+  PassFinished finished = Pass();
+  ASSERT_EQ(finished.output.tokens.size(), 2u);
+  finished.output.tokens.erase(finished.output.tokens.begin());
+  finished.output.failures.push_back({Key(1), absl::InternalError("NaN")});
+  h.Step({finished, HandoffFinished{Key(1), absl::OkStatus(), 1, 10},
+          HandoffFinished{Key(2), absl::OkStatus(), 1, 10}});
+  const auto replies = h.All<SendReply>();
+  ASSERT_EQ(replies.size(), 2u);
+  EXPECT_EQ(replies[0].reply.key, Key(1));
+  EXPECT_EQ(replies[0].reply.status.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(replies[1].reply.key, Key(2));
+  EXPECT_TRUE(replies[1].reply.status.ok());
+  EXPECT_EQ(h.sink.report.pass_failures, 1u);
+  EXPECT_EQ(h.sink.report.free_pages, 8);
+}
+
 TEST_F(PrefillPlannerTest, PassWithTooFewTokensIsAFailure) {
   h.Step({Call(1, 3)});
   PassFinished empty;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <set>
+#include <string>
 
 #include "base/check.h"
 
@@ -45,7 +46,7 @@ uint64_t Checksum(std::span<const std::byte> bytes) {
 StubRunner::StubRunner(const StubRunnerOptions& options, ManualClock* clock)
     : options_(options), clock_(clock), faults_(options.fault_seed) {
   info_.model_name = "stub";
-  info_.model_hash = "0";
+  info_.model_hash = std::to_string(options.model_seed);
   info_.kv_format = "u64";
   info_.layers = kLayers;
   info_.page_tokens = kPageTokens;
@@ -120,6 +121,10 @@ absl::Status StubRunner::Run(const scheduler::BatchPlan& plan, model::LayerObser
   }
   for (size_t s = 0; s < plan.slices.size(); ++s) {
     const scheduler::SequenceSlice& slice = plan.slices[s];
+    if (options_.slice_failure_chance > 0 && faults_.Chance(options_.slice_failure_chance)) {
+      output->failures.push_back({slice.key, absl::InternalError("simulated failure of a slice")});
+      continue;
+    }
     if (!slice.sample) continue;
     scheduler::SampledToken token;
     token.key = slice.key;

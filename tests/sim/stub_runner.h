@@ -27,10 +27,11 @@ inline constexpr TokenId kEos = 0;
 
 struct StubRunnerOptions {
   int32_t total_pages = 64;
-  uint64_t model_seed = 1;  // the "weights": must agree between workers
-  Duration pass_cost;       // simulated time of a pass ...
-  Duration row_cost;        // ... and of each of its rows
-  double failure_chance = 0;
+  uint64_t model_seed = 1;          // the "weights": must agree between workers
+  Duration pass_cost;               // simulated time of a pass ...
+  Duration row_cost;                // ... and of each of its rows
+  double failure_chance = 0;        // of a pass
+  double slice_failure_chance = 0;  // of each slice, alone
   uint64_t fault_seed = 1;
 };
 
