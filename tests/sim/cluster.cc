@@ -53,10 +53,10 @@ void Cluster::StartDecode(int rank) {
   runner.pass_cost = Duration::Micros(400);
   runner.row_cost = Duration::Micros(20);
   runner.failure_chance = options_.pass_failure;
+  runner.slice_failure_chance = options_.slice_failure;
   runner.fault_seed = rng_.Next();
-  host.runner = std::make_unique<StubRunner>(runner, &host.clock);
-  host.transport =
-      fabric_.NewEndpoint(host.name, [this, &host] { ScheduleTick(host, queue_.now()); });
+  host.runner = MakeRunner(host, runner);
+  host.transport = MakeTransport(host);
   host.inbox = std::make_unique<decode_worker::DecodeInbox>(kInboxCapacity);
   decode_worker::DecodeLoopOptions loop;
   loop.planner = options_.decode;
@@ -91,10 +91,10 @@ void Cluster::StartPrefill(int worker) {
   runner.pass_cost = Duration::Micros(300);
   runner.row_cost = Duration::Micros(10);
   runner.failure_chance = options_.pass_failure;
+  runner.slice_failure_chance = options_.slice_failure;
   runner.fault_seed = rng_.Next();
-  host.runner = std::make_unique<StubRunner>(runner, &host.clock);
-  host.transport =
-      fabric_.NewEndpoint(host.name, [this, &host] { ScheduleTick(host, queue_.now()); });
+  host.runner = MakeRunner(host, runner);
+  host.transport = MakeTransport(host);
   host.inbox = std::make_unique<prefill_worker::PrefillInbox>(kInboxCapacity);
   prefill_worker::PrefillLoopOptions loop;
   loop.planner = options_.prefill;
@@ -113,6 +113,23 @@ void Cluster::StartPrefill(int worker) {
   host.report = {};
   ScheduleTick(host, queue_.now());
   ConnectPrefill(worker);
+}
+
+HostContext Cluster::ContextOf(Host& host) {
+  return {host.name, &host.clock, [this, &host, incarnation = host.incarnation](Tick when) {
+            if (host.incarnation != incarnation) return;
+            ScheduleTick(host, Tick::FromNanos(when.nanos() - host.offset.nanos()));
+          }};
+}
+
+std::unique_ptr<model::Runner> Cluster::MakeRunner(Host& host, const StubRunnerOptions& stub) {
+  if (options_.make_runner != nullptr) return options_.make_runner(ContextOf(host));
+  return std::make_unique<StubRunner>(stub, &host.clock);
+}
+
+std::unique_ptr<transport::KvTransport> Cluster::MakeTransport(Host& host) {
+  if (options_.make_transport != nullptr) return options_.make_transport(ContextOf(host));
+  return fabric_.NewEndpoint(host.name, [this, &host] { ScheduleTick(host, queue_.now()); });
 }
 
 // However a process ends, the others learn of it from their connections.

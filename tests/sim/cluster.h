@@ -1,10 +1,10 @@
 #ifndef BATON_TESTS_SIM_CLUSTER_H_
 #define BATON_TESTS_SIM_CLUSTER_H_
 
-// A router, prefill workers and decode ranks in simulated time: the shipped loops with stub
-// runners, a network with delays between them, and ways to hurt them. Every host has its own clock
-// with its own origin, so an instant that leaked from one process to another would be noticed. One
-// thread.
+// A router, prefill workers and decode ranks in simulated time: the shipped loops with stub runners
+// (or others), a network with delays between them, and ways to hurt them. Every host has its own
+// clock with its own origin, so an instant that leaked from one process to another would be
+// noticed. One thread.
 
 #include <cstdint>
 #include <functional>
@@ -24,6 +24,14 @@
 
 namespace baton::sim {
 
+// What a host's runner and transport are made from. The host outlives both.
+struct HostContext {
+  std::string name;  // "prefill-0", "decode-1", ...
+  ManualClock* clock = nullptr;
+  // Ticks the host's loop at this instant of its clock, or soon after when it is busy then.
+  std::function<void(Tick)> tick_at;
+};
+
 struct ClusterOptions {
   uint64_t seed = 1;
   int prefill_workers = 4;
@@ -31,12 +39,16 @@ struct ClusterOptions {
   int32_t prefill_pages = 96;
   int32_t decode_pages = 96;
   uint64_t model_seed = 1;
-  double pass_failure = 0;  // chance of each pass
+  double pass_failure = 0;   // chance of each pass
+  double slice_failure = 0;  // chance of each slice of a pass, alone
   TransportFaults transport;
   scheduler::RouterOptions router;
   scheduler::PrefillPlannerOptions prefill;
   scheduler::DecodePlannerOptions decode;
   uint64_t staging_bytes = 4096;
+  // Null: a StubRunner, a SimTransport.
+  std::function<std::unique_ptr<model::Runner>(const HostContext&)> make_runner;
+  std::function<std::unique_ptr<transport::KvTransport>(const HostContext&)> make_transport;
 };
 
 // Sums of what the loops reported.
@@ -124,6 +136,10 @@ class Cluster {
   void ConnectPrefill(int worker);
   void DisconnectDecode(int rank);
 
+  HostContext ContextOf(Host& host);
+  std::unique_ptr<model::Runner> MakeRunner(Host& host, const StubRunnerOptions& stub);
+  std::unique_ptr<transport::KvTransport> MakeTransport(Host& host);
+
   void ScheduleTick(Host& host, Tick when);
   void RunTick(Host& host);
   void Note(uint64_t a, uint64_t b);  // into the trace
@@ -134,7 +150,8 @@ class Cluster {
   void PushToDecode(int rank, scheduler::DecodeEvent event);
   void PushToPrefill(int worker, scheduler::PrefillEvent event);
   void FailCall(RequestKey key, bool worker_lost, Duration after);
-  scheduler::WorkerIdentity IdentityOf(const Host& host, const char* role) const;
+  static scheduler::WorkerIdentity IdentityOf(const Host& host, const model::RunnerInfo& info,
+                                              const char* role);
 
   const ClusterOptions options_;
   EventQueue& queue_;

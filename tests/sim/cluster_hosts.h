@@ -70,9 +70,9 @@ struct Cluster::DecodeHost : Host, decode_worker::DecodeOutbox, decode_worker::D
   const int index;
   uint64_t connection = 0;  // to the router; 0: none
   bool joined = false;      // the router knows of the connection
-  std::unique_ptr<StubRunner> runner;
-  std::unique_ptr<SimTransport> transport;
-  std::unique_ptr<decode_worker::DecodeInbox> inbox;
+  std::unique_ptr<model::Runner> runner;
+  std::unique_ptr<decode_worker::DecodeInbox> inbox;  // the transport wakes it
+  std::unique_ptr<transport::KvTransport> transport;
   std::unique_ptr<decode_worker::DecodeLoop> loop;
   scheduler::DecodeReport report;
 };
@@ -91,9 +91,9 @@ struct Cluster::PrefillHost : Host, prefill_worker::PrefillOutbox, prefill_worke
   Cluster& cluster;
   const int index;
   bool joined = false;
-  std::unique_ptr<StubRunner> runner;
-  std::unique_ptr<SimTransport> transport;
-  std::unique_ptr<prefill_worker::PrefillInbox> inbox;
+  std::unique_ptr<model::Runner> runner;
+  std::unique_ptr<prefill_worker::PrefillInbox> inbox;  // the transport wakes it
+  std::unique_ptr<transport::KvTransport> transport;
   std::unique_ptr<prefill_worker::PrefillLoop> loop;
   scheduler::PrefillReport report;
 };

@@ -22,16 +22,17 @@ uint64_t Link(Direction direction, int a, int b = 0) {
 
 // --- connections --------------------------------------------------------------------------
 
-scheduler::WorkerIdentity Cluster::IdentityOf(const Host& host, const char* role) const {
+scheduler::WorkerIdentity Cluster::IdentityOf(const Host& host, const model::RunnerInfo& info,
+                                              const char* role) {
   scheduler::WorkerIdentity identity;
   identity.role = role;
   identity.instance = host.name;
   identity.incarnation = host.incarnation;
-  identity.model_name = "stub";
-  identity.model_hash = absl::StrCat(options_.model_seed);
-  identity.kv_format = "u64";
-  identity.page_tokens = kPageTokens;
-  identity.layers = kLayers;
+  identity.model_name = info.model_name;
+  identity.model_hash = info.model_hash;
+  identity.kv_format = info.kv_format;
+  identity.page_tokens = info.page_tokens;
+  identity.layers = info.layers;
   identity.revision = "sim";
   return identity;
 }
@@ -72,7 +73,7 @@ void Cluster::ConnectPrefill(int worker) {
     if (!host.up || host.joined) return;
     host.joined = true;
     PushToRouter(scheduler::PrefillJoined{WorkerId(static_cast<uint32_t>(100 + worker)), host.name,
-                                          IdentityOf(host, "prefill"),
+                                          IdentityOf(host, host.runner->info(), "prefill"),
                                           host.loop->initial_status()});
   });
 }
@@ -137,8 +138,8 @@ void Cluster::DecodeHost::Send(scheduler::SendUpdate update) {
     if (connection != sent_on) return;
     const WorkerId worker(static_cast<uint32_t>(index));
     if (!std::exchange(joined, true)) {
-      cluster.PushToRouter(
-          scheduler::DecodeJoined{worker, cluster.IdentityOf(*this, "decode"), update.status});
+      cluster.PushToRouter(scheduler::DecodeJoined{
+          worker, IdentityOf(*this, runner->info(), "decode"), update.status});
     }
     cluster.PushToRouter(
         scheduler::DecodeUpdated{worker, update, cluster.router_->Local(cluster.queue_.now())});

@@ -32,6 +32,7 @@ TEST(SimTest, WithoutFaultsEveryRequestIsServed) {
   options.short_deadline_chance = 0;
   options.cluster.transport = TransportFaults();
   options.cluster.pass_failure = 0;
+  options.cluster.slice_failure = 0;
   options.cluster.router.max_queued = 400;
   const SimulationResult result = RunSimulation(options);
   SCOPED_TRACE(result.Summary());
@@ -50,6 +51,7 @@ TEST(SimTest, TwoHundredSeedsOfHandoffFaults) {
     options.cancel_chance = 0;
     options.short_deadline_chance = 0;
     options.cluster.pass_failure = 0;
+    options.cluster.slice_failure = 0;
     options.cluster.transport.drop = 0.005;
     options.cluster.transport.corrupt_payload = 0.005;
     options.cluster.transport.corrupt_header = 0.005;
@@ -79,6 +81,7 @@ TEST(SimTest, CancelledRequestsFreeEverythingInTime) {
     options.mean_fault_gap = Duration();
     options.cluster.transport = TransportFaults();
     options.cluster.pass_failure = 0;
+    options.cluster.slice_failure = 0;
     options.cluster.router.release_timeout = Duration::Millis(2'000);
     options.cluster.decode.release_timeout = Duration::Millis(2'000);
     const SimulationResult result = RunSimulation(options);

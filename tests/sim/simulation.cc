@@ -291,6 +291,7 @@ SimulationOptions Hostile(uint64_t seed, int requests) {
   cluster.staging_bytes = static_cast<uint64_t>(one_of({256, 1024, 4096}));
   cluster.router.max_queued = one_of({60, 200});
   cluster.pass_failure = 0.0005;
+  cluster.slice_failure = 0.0002;
   cluster.transport.drop = 0.0005;
   cluster.transport.corrupt_payload = 0.0005;
   cluster.transport.corrupt_header = 0.0005;
