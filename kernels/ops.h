@@ -142,16 +142,17 @@ struct PagedBatch {
 
 // Per row: rotates q's last `rope` values and the rotary key (interleaved pairs (0,1), (2,3), ...,
 // as checkpoints store them: (a, b) -> (a cos - b sin, a sin + b cos)), norms the latent (RMS,
-// kv_a_layernorm) and writes both to the page slot.
+// kv_a_layernorm) and writes both to the page slot. Either half may be left out: q, or kv_a with
+// kv_norm, slots and eps.
 struct RopeAndPageArgs {
-  TensorView q;          // in and out: act [T, h, nope + rope]
-  TensorView kv_a;       // act [T, kv_lora + rope] rows: output of kv_a_proj_with_mqa
+  TensorView q;          // nullable, in and out: act [T, h, nope + rope]
+  TensorView kv_a;       // nullable: act [T, kv_lora + rope] rows: output of kv_a_proj_with_mqa
   TensorView kv_norm;    // BF16 or F32 [kv_lora]
   TensorView cos;        // F32 [max_position, rope / 2]; any factor of YaRN included
   TensorView sin;        // F32 [max_position, rope / 2]
   TensorView positions;  // I32 [T], each in [0, max_position)
   TensorView slots;   // I64 [T]: page id * page_tokens + offset; negative: the row is not written
-  KvPages pages;      // in and out
+  KvPages pages;      // in and out; without kv_a only `rope` and the limits count
   float eps = 1e-6f;  // of the norm
 };
 absl::Status RopeAndPage(Device& device, const RopeAndPageArgs& args);

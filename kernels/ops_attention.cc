@@ -67,20 +67,25 @@ int64_t KvEntryBytes(KvFormat format, int64_t kv_lora, int64_t rope) {
 absl::Status RopeAndPage(Device& device, const RopeAndPageArgs& args) {
   ArgCheck check("RopeAndPage", device);
   const KvPages& pages = args.pages;
-  const int64_t rows = args.q.dim(0), heads = args.q.dim(1), positions = args.cos.dim(0);
+  const int64_t rows = args.positions.dim(0), positions = args.cos.dim(0);
   check.Pages(pages);
-  check.Tensor("q", args.q, kFloats, {rows, heads, args.q.dim(2)});
-  check.Range("q's head size", args.q.dim(2), pages.rope, kMaxHeadDim);
-  check.Tensor("kv_a", args.kv_a, kFloats, {rows, pages.kv_lora + pages.rope}, Layout::kRows);
-  check.SameDType("q", args.q, "kv_a", args.kv_a);
-  check.Tensor("kv_norm", args.kv_norm, kFloats, {pages.kv_lora});
+  if (args.q.absent() && args.kv_a.absent()) check.Fail("q and kv_a are both absent");
+  if (!args.q.absent()) {
+    check.Tensor("q", args.q, kFloats, {rows, args.q.dim(1), args.q.dim(2)});
+    check.Range("q's head size", args.q.dim(2), pages.rope, kMaxHeadDim);
+  }
+  if (!args.kv_a.absent()) {
+    check.Tensor("kv_a", args.kv_a, kFloats, {rows, pages.kv_lora + pages.rope}, Layout::kRows);
+    if (!args.q.absent()) check.SameDType("q", args.q, "kv_a", args.kv_a);
+    check.Tensor("kv_norm", args.kv_norm, kFloats, {pages.kv_lora});
+    check.Tensor("slots", args.slots, Bit(DType::kI64), {rows});
+    check.RangeF("eps", args.eps, 0, 1);
+    check.Contents("slots", args.slots, INT64_MIN, pages.data.dim(0) * pages.page_tokens - 1);
+  }
   check.Tensor("cos", args.cos, kF32Only, {positions, pages.rope / 2});
   check.Tensor("sin", args.sin, kF32Only, {positions, pages.rope / 2});
   check.Tensor("positions", args.positions, kI32Only, {rows});
-  check.Tensor("slots", args.slots, Bit(DType::kI64), {rows});
-  check.RangeF("eps", args.eps, 0, 1);
   check.Contents("positions", args.positions, 0, positions - 1);
-  check.Contents("slots", args.slots, INT64_MIN, pages.data.dim(0) * pages.page_tokens - 1);
   if (!check.ok() || rows == 0) return check.status();
   return device.ops().rope_and_page(device, args);
 }

@@ -70,6 +70,7 @@ Activations LayOutActivations(const ModelConfig& c, const PassLimits& limits, vo
   a.page_table = placer.Place(DType::kI32, {rows * limits.max_sequence_pages});
 
   a.hidden = placer.Place(DType::kF32, {own, hidden});
+  if (limits.row_ranks == 1) a.picked = placer.Place(DType::kF32, {own, hidden});
   a.normed = placer.Place(act, {own, hidden});
   PlaceAttention(c, limits, placer, a);
 
@@ -109,9 +110,9 @@ Activations Activations::ForRows(int64_t rows, const Share& own) const {
   }
   a.own_ids = a.ids.Slice(0, own.begin, own.end);
   a.own_positions = a.positions.Slice(0, own.begin, own.end);
-  for (TensorView* view :
-       {&a.hidden, &a.normed, &a.own_q_a, &a.own_kv_a, &a.own_heads, &a.mlp_inner, &a.shared_inner,
-        &a.shared_out, &a.experts, &a.physical, &a.expert_weights, &a.expert_rows}) {
+  for (TensorView* view : {&a.hidden, &a.picked, &a.normed, &a.own_q_a, &a.own_kv_a, &a.own_heads,
+                           &a.mlp_inner, &a.shared_inner, &a.shared_out, &a.experts, &a.physical,
+                           &a.expert_weights, &a.expert_rows}) {
     *view = FirstRows(*view, own.size());
   }
   const int64_t choices = a.experts.dim(1);

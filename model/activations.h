@@ -40,6 +40,8 @@ struct Activations {
   View own_ids;        // I32 [O]
   View own_positions;  // I32 [O]
   View hidden;         // F32 [O, H], the residual stream
+  View picked;         // F32 [O, H], that of the rows that go on when others stop; absent in a
+                       // group that splits rows
   View normed;         // act [O, H]
 
   View own_q_a;     // act [O, q_lora]; absent without

@@ -128,7 +128,8 @@ absl::Status Decoder::Upload(const Batch& batch, kernels::PagedBatch& paged) {
   return absl::OkStatus();
 }
 
-absl::Status Decoder::Forward(const scheduler::BatchPlan& plan, LayerObserver* observer) {
+absl::Status Decoder::Forward(const scheduler::BatchPlan& plan, LayerObserver* observer,
+                              LogitRows logit_rows) {
   BATON_RETURN_IF_ERROR(CheckPlan(plan, plan_limits_));
   BuildBatch(plan, cache_.page_tokens(), batch_);
   own_ = {0, batch_.rows, batch_.rows};
@@ -148,53 +149,112 @@ absl::Status Decoder::Forward(const scheduler::BatchPlan& plan, LayerObserver* o
   BATON_RETURN_IF_ERROR(Upload(batch_, pass.batch));
   BATON_RETURN_IF_ERROR(
       Embed(device_, {.ids = a.own_ids, .table = model_.weights.embed, .out = a.hidden}));
-  return RunLayers(pass, observer);
+  finished_rows_.clear();
+  finished_ = a.hidden;
+  int32_t end = 0;
+  for (const scheduler::SequenceSlice& slice : plan.slices) {
+    end += slice.row_count;
+    const bool all = logit_rows == LogitRows::kAll || options_.group.tensor();
+    for (int32_t row = all ? end - slice.row_count : end - 1; row < end; ++row) {
+      if (all || slice.sample) finished_rows_.push_back(row);
+    }
+  }
+  BATON_RETURN_IF_ERROR(RunLayers(pass, observer));
+  if (!AllRowsFinish()) BATON_RETURN_IF_ERROR(FinishLastLayerOf(pass, plan));
+  return device_.Synchronize();
 }
 
+bool Decoder::AllRowsFinish() const {
+  return finished_rows_.size() == static_cast<size_t>(batch_.rows);
+}
+
+// All layers; unless all rows finish, the last one only as far as the latents.
 absl::Status Decoder::RunLayers(const PassContext& pass, LayerObserver* observer) {
   const ModelConfig& config = model_.config;
   const Activations& a = pass.a;
   for (int32_t i = 0; i < config.layers; ++i) {
     const LayerWeights& layer = model_.weights.layers[i];
-    const kernels::KvPages pages = cache_.pages(i);
-
+    const bool stop = i + 1 == config.layers && !AllRowsFinish();
     BATON_RETURN_IF_ERROR(RmsNorm(
         device_,
         {.x = a.hidden, .weight = layer.input_norm, .out = a.normed, .eps = config.rms_norm_eps}));
-    BATON_RETURN_IF_ERROR(WriteLatents(pass, layer.attention, pages));
+    BATON_RETURN_IF_ERROR(stop ? WriteLatents(pass, layer.attention, cache_.pages(i))
+                               : WriteLatentsAndQueries(pass, layer.attention, cache_.pages(i)));
     if (observer != nullptr) {
       BATON_RETURN_IF_ERROR(device_.Synchronize());  // the observer reads the pages
       observer->OnLayerWritten(i);
     }
-    BATON_RETURN_IF_ERROR(Attend(pass, layer.attention, pages));
-
-    BATON_RETURN_IF_ERROR(RmsNorm(device_, {.x = a.hidden,
-                                            .weight = layer.post_attn_norm,
-                                            .out = a.normed,
-                                            .eps = config.rms_norm_eps}));
-    if (config.is_dense(i)) {
-      BATON_RETURN_IF_ERROR(RunMlp(pass, layer.mlp));
-    } else if (exchange_ == nullptr) {
-      BATON_RETURN_IF_ERROR(RunMoe(pass, layer.moe));
-    } else {
-      BATON_RETURN_IF_ERROR(
-          RunMoeInGroup(pass, layer.moe, tables_.layer(i - config.dense_layers), *exchange_));
-    }
+    if (!stop) BATON_RETURN_IF_ERROR(FinishLayer(pass, i));
   }
-  return device_.Synchronize();
+  return absl::OkStatus();
+}
+
+// From the queries on.
+absl::Status Decoder::FinishLayer(const PassContext& pass, int32_t i) {
+  const ModelConfig& config = model_.config;
+  const LayerWeights& layer = model_.weights.layers[i];
+  const Activations& a = pass.a;
+  BATON_RETURN_IF_ERROR(Attend(pass, layer.attention, cache_.pages(i)));
+  BATON_RETURN_IF_ERROR(RmsNorm(device_, {.x = a.hidden,
+                                          .weight = layer.post_attn_norm,
+                                          .out = a.normed,
+                                          .eps = config.rms_norm_eps}));
+  if (config.is_dense(i)) return RunMlp(pass, layer.mlp);
+  if (exchange_ == nullptr) return RunMoe(pass, layer.moe);
+  return RunMoeInGroup(pass, layer.moe, tables_.layer(i - config.dense_layers), *exchange_);
+}
+
+// The last layer, from the latents on, of the finishing rows: a pass of these rows alone. Each is
+// the last one of its slice.
+absl::Status Decoder::FinishLastLayerOf(const PassContext& pass, const scheduler::BatchPlan& plan) {
+  const int32_t last = model_.config.layers - 1;
+  const LayerWeights& layer = model_.weights.layers[last];
+  picked_plan_.form = plan.form;
+  picked_plan_.slices.clear();
+  for (const scheduler::SequenceSlice& slice : plan.slices) {
+    if (!slice.sample) continue;
+    picked_plan_.slices.push_back(slice);
+    picked_plan_.slices.back().first_position += slice.row_count - 1;
+    picked_plan_.slices.back().row_count = 1;
+  }
+  const auto rows = static_cast<int32_t>(picked_plan_.slices.size());
+  picked_plan_.total_rows = rows;
+  BuildBatch(picked_plan_, cache_.page_tokens(), picked_batch_);
+  picked_batch_.ids = finished_rows_;            // what to gather
+  BATON_RETURN_IF_ERROR(device_.Synchronize());  // ops in flight read the arrays of the whole pass
+  const Share own{0, rows, rows};
+  Activations a = activations_.ForRows(rows, own);
+  a.hidden = a.picked;
+  PassContext picked = pass.Of(a, own);
+  BATON_RETURN_IF_ERROR(Upload(picked_batch_, picked.batch));
+  BATON_RETURN_IF_ERROR(
+      Embed(device_, {.ids = a.own_ids, .table = pass.a.hidden, .out = a.hidden}));
+  BATON_RETURN_IF_ERROR(RmsNorm(device_, {.x = a.hidden,
+                                          .weight = layer.input_norm,
+                                          .out = a.normed,
+                                          .eps = model_.config.rms_norm_eps}));
+  BATON_RETURN_IF_ERROR(MakeQueries(picked, layer.attention, cache_.pages(last)));
+  BATON_RETURN_IF_ERROR(FinishLayer(picked, last));
+  finished_ = a.hidden;
+  return absl::OkStatus();
 }
 
 absl::Status Decoder::NormHeadRows(std::span<const int32_t> rows) {
   const int64_t count = static_cast<int64_t>(rows.size());
-  // The norm gathers: one call for each run of adjacent rows (decode steps have but one).
+  std::vector<int64_t> at;  // where the rows stand in finished_
+  for (const int32_t row : rows) {
+    const auto it = std::lower_bound(finished_rows_.begin(), finished_rows_.end(), row);
+    BATON_CHECK(it != finished_rows_.end() && *it == row);
+    at.push_back(it - finished_rows_.begin());
+  }
+  // The norm gathers: one call for each run of adjacent rows (most passes have but one).
   for (int64_t begin = 0; begin < count;) {
     int64_t end = begin + 1;
-    while (end < count && rows[end] == rows[end - 1] + 1) ++end;
-    BATON_RETURN_IF_ERROR(
-        RmsNorm(device_, {.x = activations_.hidden.Slice(0, rows[begin], rows[end - 1] + 1),
-                          .weight = model_.weights.norm,
-                          .out = activations_.head_in.Slice(0, begin, end),
-                          .eps = model_.config.rms_norm_eps}));
+    while (end < count && at[end] == at[end - 1] + 1) ++end;
+    BATON_RETURN_IF_ERROR(RmsNorm(device_, {.x = finished_.Slice(0, at[begin], at[end - 1] + 1),
+                                            .weight = model_.weights.norm,
+                                            .out = activations_.head_in.Slice(0, begin, end),
+                                            .eps = model_.config.rms_norm_eps}));
     begin = end;
   }
   return absl::OkStatus();

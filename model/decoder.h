@@ -34,6 +34,12 @@ struct DecoderOptions {
 
 struct PassContext;  // model/mla.h
 
+// Which rows of a pass will be asked for logits.
+enum class LogitRows : uint8_t {
+  kSampled,  // the last row of each slice with `sample`
+  kAll,
+};
+
 class Decoder {
  public:
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(kernels::Device& device,
@@ -47,11 +53,15 @@ class Decoder {
 
   // Runs all layers for every row of the plan (checked by CheckPlan against plan_limits()).
   // `observer` may be null. Groups split by Split::kTensor give the same plan to all ranks.
-  absl::Status Forward(const scheduler::BatchPlan& plan, LayerObserver* observer);
+  //
+  // Of the last layer, rows without logits need no more than their latents: the others go on alone,
+  // with the bits that they have among all (not so in groups split by Split::kTensor).
+  absl::Status Forward(const scheduler::BatchPlan& plan, LayerObserver* observer,
+                       LogitRows logit_rows = LogitRows::kSampled);
 
   // Logits of these rows of the last pass: F32 [rows.size(), vocab_size], valid until the next
-  // call. Rows ascend; at most max_logit_rows() of them. In a group split by Split::kTensor only
-  // rank 0 gets them, the others an absent view.
+  // call. Rows ascend and are of those that Forward was told of; at most max_logit_rows() of them.
+  // In a group split by Split::kTensor only rank 0 gets them, the others an absent view.
   absl::StatusOr<kernels::TensorView> Logits(std::span<const int32_t> rows);
 
   int32_t max_logit_rows() const { return options_.max_logit_rows; }
@@ -64,6 +74,9 @@ class Decoder {
           const DecoderOptions& options);
   absl::Status Upload(const Batch& batch, kernels::PagedBatch& paged);
   absl::Status RunLayers(const PassContext& pass, LayerObserver* observer);
+  bool AllRowsFinish() const;
+  absl::Status FinishLayer(const PassContext& pass, int32_t layer);
+  absl::Status FinishLastLayerOf(const PassContext& pass, const scheduler::BatchPlan& plan);
   absl::Status NormHeadRows(std::span<const int32_t> rows);
   absl::Status SendHeadRows(std::span<const int32_t> rows);
 
@@ -81,6 +94,12 @@ class Decoder {
   ExpertTables tables_;                       // groups only
   Batch batch_;
   Share own_;  // this rank's rows of the last pass
+  // Rows of the last pass that went through all of the last layer, ascending, and the residual
+  // stream that they left: F32 [rows, H]. Not in groups that split rows.
+  std::vector<int32_t> finished_rows_;
+  kernels::TensorView finished_;
+  scheduler::BatchPlan picked_plan_;
+  Batch picked_batch_;
 };
 
 // Bytes of a decoder's scratch memory and rotary tables.

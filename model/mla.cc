@@ -54,6 +54,24 @@ absl::Status ProjectQ(const PassContext& pass, const AttentionWeights& w) {
   return Linear(device, {.x = a.q_a, .w = OfHeads(pass, w.q_b), .out = Flat(a.q)});
 }
 
+absl::Status ProjectLatents(const PassContext& pass, const AttentionWeights& w) {
+  const Activations& a = pass.a;
+  BATON_RETURN_IF_ERROR(Linear(pass.device, {.x = a.normed, .w = w.kv_a, .out = a.own_kv_a}));
+  return GatherRows(pass, a.own_kv_a, a.kv_a);
+}
+
+kernels::RopeAndPageArgs RopeLatents(const PassContext& pass, const AttentionWeights& w,
+                                     const KvPages& pages) {
+  return {.kv_a = pass.a.kv_a,
+          .kv_norm = w.kv_a_norm,
+          .cos = pass.cos,
+          .sin = pass.sin,
+          .positions = pass.a.positions,
+          .slots = pass.a.slots,
+          .pages = pages,
+          .eps = pass.config.rms_norm_eps};
+}
+
 // From this rank's heads of all rows to all heads of this rank's rows.
 absl::Status ExchangeHeads(const PassContext& pass) {
   if (!pass.group.tensor()) return absl::OkStatus();  // a.own_heads is a.heads_out
@@ -119,21 +137,28 @@ absl::Status AttendAbsorbed(const PassContext& pass, const AttentionWeights& w,
 
 }  // namespace
 
+absl::Status WriteLatentsAndQueries(const PassContext& pass, const AttentionWeights& w,
+                                    const KvPages& pages) {
+  BATON_RETURN_IF_ERROR(ProjectQ(pass, w));
+  BATON_RETURN_IF_ERROR(ProjectLatents(pass, w));
+  kernels::RopeAndPageArgs args = RopeLatents(pass, w, pages);
+  args.q = pass.a.q;
+  return RopeAndPage(pass.device, args);
+}
+
 absl::Status WriteLatents(const PassContext& pass, const AttentionWeights& w,
                           const KvPages& pages) {
-  const Activations& a = pass.a;
+  BATON_RETURN_IF_ERROR(ProjectLatents(pass, w));
+  return RopeAndPage(pass.device, RopeLatents(pass, w, pages));
+}
+
+absl::Status MakeQueries(const PassContext& pass, const AttentionWeights& w, const KvPages& pages) {
   BATON_RETURN_IF_ERROR(ProjectQ(pass, w));
-  BATON_RETURN_IF_ERROR(Linear(pass.device, {.x = a.normed, .w = w.kv_a, .out = a.own_kv_a}));
-  BATON_RETURN_IF_ERROR(GatherRows(pass, a.own_kv_a, a.kv_a));
-  return RopeAndPage(pass.device, {.q = a.q,
-                                   .kv_a = a.kv_a,
-                                   .kv_norm = w.kv_a_norm,
+  return RopeAndPage(pass.device, {.q = pass.a.q,
                                    .cos = pass.cos,
                                    .sin = pass.sin,
-                                   .positions = a.positions,
-                                   .slots = a.slots,
-                                   .pages = pages,
-                                   .eps = pass.config.rms_norm_eps});
+                                   .positions = pass.a.positions,
+                                   .pages = pages});
 }
 
 absl::Status Attend(const PassContext& pass, const AttentionWeights& w, const KvPages& pages) {

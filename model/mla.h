@@ -30,12 +30,23 @@ struct PassContext {
   kernels::TensorView cos;  // F32 [positions, rope / 2]
   kernels::TensorView sin;
   float softmax_scale = 0.0f;
+
+  // The same for other rows; the batch is still to be set.
+  PassContext Of(const Activations& other, const Share& rows) const {
+    return {device, config, other, group, rows, form, {}, cos, sin, softmax_scale};
+  }
 };
 
 // Projects q and the latent from a.normed, rotates both and writes the latents into `pages`. Leaves
 // the rank's heads of q in a.q.
+absl::Status WriteLatentsAndQueries(const PassContext& pass, const AttentionWeights& w,
+                                    const kernels::KvPages& pages);
+
+// The two halves of it, with the same bits, for a layer in which some rows need but the first.
 absl::Status WriteLatents(const PassContext& pass, const AttentionWeights& w,
                           const kernels::KvPages& pages);
+absl::Status MakeQueries(const PassContext& pass, const AttentionWeights& w,
+                         const kernels::KvPages& pages);
 
 // Attends from a.q to the pages, in the pass's form, and adds the output projection to a.hidden.
 absl::Status Attend(const PassContext& pass, const AttentionWeights& w,

@@ -74,13 +74,16 @@ absl::Status RunSlots(const PassContext& pass, const ExpertTables::Layer& slots,
                                      .out = received.outputs()});
 }
 
+absl::Status GateAndUp(const PassContext& pass, const MlpWeights& w,
+                       const kernels::TensorView& inner) {
+  return Linear(
+      pass.device,
+      {.x = pass.a.normed, .w = w.gate, .w2 = w.up, .out = inner, .epilogue = Epilogue::kSiluMul});
+}
+
 absl::Status RunShared(const PassContext& pass, const MlpWeights& w) {
   const Activations& a = pass.a;
-  BATON_RETURN_IF_ERROR(Linear(pass.device, {.x = a.normed,
-                                             .w = w.gate,
-                                             .w2 = w.up,
-                                             .out = a.shared_inner,
-                                             .epilogue = Epilogue::kSiluMul}));
+  BATON_RETURN_IF_ERROR(GateAndUp(pass, w, a.shared_inner));
   return Linear(pass.device, {.x = a.shared_inner, .w = w.down, .out = a.shared_out});
 }
 
@@ -101,11 +104,7 @@ absl::Status AddToHidden(const PassContext& pass, const kernels::TensorView& y,
 
 absl::Status RunMlp(const PassContext& pass, const MlpWeights& w) {
   const Activations& a = pass.a;
-  BATON_RETURN_IF_ERROR(Linear(pass.device, {.x = a.normed,
-                                             .w = w.gate,
-                                             .w2 = w.up,
-                                             .out = a.mlp_inner,
-                                             .epilogue = Epilogue::kSiluMul}));
+  BATON_RETURN_IF_ERROR(GateAndUp(pass, w, a.mlp_inner));
   return Linear(pass.device,
                 {.x = a.mlp_inner, .w = w.down, .out = a.hidden, .epilogue = Epilogue::kAdd});
 }

@@ -15,42 +15,55 @@ void Rotate(float* x, const float* cos, const float* sin, int64_t pairs) {
   }
 }
 
-void PageRow(IsaLevel isa, const RopeAndPageArgs& args, int64_t t, const float* cos,
-             const float* sin, const float* norm, float* buffer) {
-  const int64_t kv_lora = args.pages.kv_lora, rope = args.pages.rope;
-  WidenRow(isa, args.kv_a, t, 0, kv_lora + rope, buffer);
-  NormRow(isa, buffer, kv_lora, norm, args.eps, buffer);
+// What all rows of a call share.
+struct Rows {
+  const RopeAndPageArgs& args;
+  IsaLevel isa;
+  const float* norm = nullptr;  // widened kv_norm
+};
+
+void RotateQueries(const Rows& rows, int64_t t, const float* cos, const float* sin, float* buffer) {
+  const TensorView& q = rows.args.q;
+  const int64_t heads = q.dim(1), head = q.dim(2), rope = rows.args.pages.rope;
+  for (int64_t i = 0; i < heads; ++i) {
+    WidenRow(rows.isa, q, t, (i + 1) * head - rope, rope, buffer);
+    Rotate(buffer, cos, sin, rope / 2);
+    NarrowRow(rows.isa, buffer, rope, q, t, (i + 1) * head - rope);
+  }
+}
+
+void PageRow(const Rows& rows, int64_t t, const float* cos, const float* sin, float* buffer) {
+  const KvPages& pages = rows.args.pages;
+  const int64_t kv_lora = pages.kv_lora, rope = pages.rope;
+  const int64_t slot = rows.args.slots.as<const int64_t>()[t];
+  if (slot < 0) return;
+  WidenRow(rows.isa, rows.args.kv_a, t, 0, kv_lora + rope, buffer);
+  NormRow(rows.isa, buffer, kv_lora, rows.norm, rows.args.eps, buffer);
   Rotate(buffer + kv_lora, cos, sin, rope / 2);
-  WriteEntry(args.pages, buffer, buffer + kv_lora,
-             EntryAtSlot(args.pages, args.slots.as<const int64_t>()[t]));
+  WriteEntry(pages, buffer, buffer + kv_lora, EntryAtSlot(pages, slot));
 }
 
 }  // namespace
 
 absl::Status RopeAndPage(Device& device, const RopeAndPageArgs& args) {
-  const IsaLevel isa = device.isa();
   const int64_t kv_lora = args.pages.kv_lora, rope = args.pages.rope;
-  const int64_t heads = args.q.dim(1), head = args.q.dim(2);
+  const bool queries = !args.q.absent(), latents = !args.kv_a.absent();
   Scratch& scratch = device.scratch();
   scratch.Reset();
   float* norm = scratch.Get<float>(kv_lora);
-  WidenRow(isa, args.kv_norm.Reshape({1, kv_lora}), 0, 0, kv_lora, norm);
+  const Rows rows{.args = args, .isa = device.isa(), .norm = norm};
+  if (latents) WidenRow(rows.isa, args.kv_norm.Reshape({1, kv_lora}), 0, 0, kv_lora, norm);
   const int64_t per_thread = RoundUp(kv_lora + rope, 16);
   float* buffers = scratch.Get<float>(per_thread * device.pool().threads());
-  const int64_t cost = 4 * (heads * rope + kv_lora);
-  ParallelFor(device, args.q.dim(0), cost, [&](int64_t begin, int64_t end, int thread) {
+  const int64_t cost = 4 * ((queries ? args.q.dim(1) * rope : 0) + (latents ? kv_lora : 0));
+  ParallelFor(device, args.positions.dim(0), cost, [&](int64_t begin, int64_t end, int thread) {
     float* buffer = buffers + per_thread * thread;
     for (int64_t t = begin; t < end; ++t) {
       const int32_t position = args.positions.as<const int32_t>()[t];
       const float* cos = args.cos.row<const float>(position);
       const float* sin = args.sin.row<const float>(position);
-      for (int64_t i = 0; i < heads; ++i) {
-        WidenRow(isa, args.q, t, (i + 1) * head - rope, rope, buffer);
-        Rotate(buffer, cos, sin, rope / 2);
-        NarrowRow(isa, buffer, rope, args.q, t, (i + 1) * head - rope);
-      }
-      if (args.slots.as<const int64_t>()[t] < 0) continue;
-      PageRow(isa, args, t, cos, sin, norm, buffer);
+      if (queries) RotateQueries(rows, t, cos, sin, buffer);
+      if (latents) PageRow(rows, t, cos, sin, buffer);
     }
   });
   return absl::OkStatus();

@@ -79,43 +79,51 @@ void Rotate(double a, double b, double cos, double sin, double& out_a, double& o
   out_b = a * sin + b * cos;
 }
 
+void RotateQueries(const RopeAndPageArgs& args, int64_t t) {
+  const int64_t head = args.q.dim(2), rope = args.pages.rope;
+  const int64_t position = args.positions.as<const int32_t>()[t];
+  for (int64_t i = 0; i < args.q.dim(1); ++i) {
+    for (int64_t d = 0; d < rope; d += 2) {
+      const int64_t at = (i + 1) * head - rope + d;
+      double a, b;
+      Rotate(At(args.q, t, at), At(args.q, t, at + 1), At(args.cos, position, d / 2),
+             At(args.sin, position, d / 2), a, b);
+      Put(args.q, t, at, a);
+      Put(args.q, t, at + 1, b);
+    }
+  }
+}
+
+void PageRow(const RopeAndPageArgs& args, int64_t t) {
+  const int64_t kv_lora = args.pages.kv_lora, rope = args.pages.rope;
+  const int64_t position = args.positions.as<const int32_t>()[t];
+  const int64_t slot = args.slots.as<const int64_t>()[t];
+  if (slot < 0) return;
+  double squares = 0.0;
+  for (int64_t i = 0; i < kv_lora; ++i) squares += At(args.kv_a, t, i) * At(args.kv_a, t, i);
+  const double inverse = 1.0 / std::sqrt(squares / static_cast<double>(kv_lora) + args.eps);
+  const TensorView norm = args.kv_norm.Reshape({1, kv_lora});
+  std::vector<float> latent(static_cast<size_t>(kv_lora)), rotary(static_cast<size_t>(rope));
+  for (int64_t i = 0; i < kv_lora; ++i) {
+    latent[static_cast<size_t>(i)] =
+        static_cast<float>(At(args.kv_a, t, i) * inverse * At(norm, 0, i));
+  }
+  for (int64_t d = 0; d < rope; d += 2) {
+    double a, b;
+    Rotate(At(args.kv_a, t, kv_lora + d), At(args.kv_a, t, kv_lora + d + 1),
+           At(args.cos, position, d / 2), At(args.sin, position, d / 2), a, b);
+    rotary[static_cast<size_t>(d)] = static_cast<float>(a);
+    rotary[static_cast<size_t>(d) + 1] = static_cast<float>(b);
+  }
+  WriteEntry(args.pages, latent.data(), rotary.data(), EntryAtSlot(args.pages, slot));
+}
+
 }  // namespace
 
 absl::Status RopeAndPage(Device&, const RopeAndPageArgs& args) {
-  const KvPages& pages = args.pages;
-  const int64_t kv_lora = pages.kv_lora, rope = pages.rope;
-  const int64_t heads = args.q.dim(1), head = args.q.dim(2);
-  for (int64_t t = 0; t < args.q.dim(0); ++t) {
-    const int64_t position = args.positions.as<const int32_t>()[t];
-    for (int64_t i = 0; i < heads; ++i) {
-      for (int64_t d = 0; d < rope; d += 2) {
-        const int64_t at = (i + 1) * head - rope + d;
-        double a, b;
-        Rotate(At(args.q, t, at), At(args.q, t, at + 1), At(args.cos, position, d / 2),
-               At(args.sin, position, d / 2), a, b);
-        Put(args.q, t, at, a);
-        Put(args.q, t, at + 1, b);
-      }
-    }
-    const int64_t slot = args.slots.as<const int64_t>()[t];
-    if (slot < 0) continue;
-    double squares = 0.0;
-    for (int64_t i = 0; i < kv_lora; ++i) squares += At(args.kv_a, t, i) * At(args.kv_a, t, i);
-    const double inverse = 1.0 / std::sqrt(squares / static_cast<double>(kv_lora) + args.eps);
-    const TensorView norm = args.kv_norm.Reshape({1, kv_lora});
-    std::vector<float> latent(static_cast<size_t>(kv_lora)), rotary(static_cast<size_t>(rope));
-    for (int64_t i = 0; i < kv_lora; ++i) {
-      latent[static_cast<size_t>(i)] =
-          static_cast<float>(At(args.kv_a, t, i) * inverse * At(norm, 0, i));
-    }
-    for (int64_t d = 0; d < rope; d += 2) {
-      double a, b;
-      Rotate(At(args.kv_a, t, kv_lora + d), At(args.kv_a, t, kv_lora + d + 1),
-             At(args.cos, position, d / 2), At(args.sin, position, d / 2), a, b);
-      rotary[static_cast<size_t>(d)] = static_cast<float>(a);
-      rotary[static_cast<size_t>(d) + 1] = static_cast<float>(b);
-    }
-    WriteEntry(pages, latent.data(), rotary.data(), EntryAtSlot(pages, slot));
+  for (int64_t t = 0; t < args.positions.dim(0); ++t) {
+    if (!args.q.absent()) RotateQueries(args, t);
+    if (!args.kv_a.absent()) PageRow(args, t);
   }
   return absl::OkStatus();
 }

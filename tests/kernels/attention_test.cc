@@ -174,6 +174,72 @@ TEST_P(AttentionTest, RopeAndPageMatchesReference) {
   }
 }
 
+// A row alone writes the bits that it writes in every batch of 2 to 33 rows, and the op in two
+// halves writes those of the whole.
+TEST_P(AttentionTest, RopeAndPageIsRowInvariant) {
+  for (const Shape& shape : {kShapes[1], kShapes[2]}) {
+    SCOPED_TRACE(Describe(shape));
+    constexpr int64_t kRows = 33;
+    const Cache cache = MakeCache(rng_, shape, {1}, {3 * shape.page_tokens});
+    const Owned q = Q(shape, kRows, DType::kBF16);
+    const Owned kv_a = Random(rng_, DType::kBF16, {kRows, shape.kv_lora + shape.rope}, 2.0f);
+    const Owned norm = Random(rng_, DType::kBF16, {shape.kv_lora});
+    const Owned cos = Random(rng_, DType::kF32, {9, shape.rope / 2});
+    const Owned sin = Random(rng_, DType::kF32, {9, shape.rope / 2});
+    struct Result {
+      Owned q, pages;
+    };
+    const auto run = [&](int threads, int64_t begin, int64_t end, bool halves) {
+      Result result{Rows(q, begin, end), cache.data};
+      const Owned part = Rows(kv_a, begin, end);
+      Owned positions(DType::kI32, {end - begin}), slots(DType::kI64, {end - begin});
+      for (int64_t t = begin; t < end; ++t) {
+        positions.as<int32_t>()[t - begin] = static_cast<int32_t>(t * 5 % 9);
+        slots.as<int64_t>()[t - begin] = t * 3 % (2 * shape.page_tokens);
+      }
+      Cache target = cache;
+      RopeAndPageArgs args{.q = result.q.view(),
+                           .kv_a = part.view(),
+                           .kv_norm = norm.view(),
+                           .cos = cos.view(),
+                           .sin = sin.view(),
+                           .positions = positions.view(),
+                           .slots = slots.view(),
+                           .pages = target.pages()};
+      const auto device = SplittingDevice(threads, GetParam());
+      if (halves) {
+        args.q = {};
+        EXPECT_OK(RopeAndPage(*device, args));
+        args.q = result.q.view();
+        args.kv_a = args.kv_norm = args.slots = {};
+      }
+      EXPECT_OK(RopeAndPage(*device, args));
+      result.pages = target.data;
+      return result;
+    };
+    const int64_t entry = KvEntryBytes(shape.format, shape.kv_lora, shape.rope);
+    std::vector<Result> alone;
+    for (int64_t t = 0; t < kRows; ++t) alone.push_back(run(1, t, t + 1, false));
+    for (int64_t rows = 2; rows <= kRows; ++rows) {
+      const Result all = run(2, 0, rows, false);
+      for (int64_t t = 0; t < rows; ++t) {
+        const Result& one = alone[static_cast<size_t>(t)];
+        ASSERT_EQ(one.q.bytes(), RowBytes(all.q, t)) << t << " of " << rows;
+        const int64_t slot = t * 3 % (2 * shape.page_tokens);
+        const int64_t at =
+            slot / shape.page_tokens * all.pages.shape()[1] + slot % shape.page_tokens * entry;
+        ASSERT_EQ(std::memcmp(all.pages.as<uint8_t>() + at, one.pages.as<uint8_t>() + at,
+                              static_cast<size_t>(entry)),
+                  0)
+            << t << " of " << rows;
+      }
+    }
+    const Result whole = run(2, 0, kRows, false), halves = run(3, 0, kRows, true);
+    EXPECT_EQ(whole.q.bytes(), halves.q.bytes());
+    EXPECT_EQ(whole.pages.bytes(), halves.pages.bytes());
+  }
+}
+
 TEST_P(AttentionTest, PrefillMatchesReference) {
   for (const Shape& shape : kShapes) {
     for (DType act : {DType::kF32, DType::kBF16}) {

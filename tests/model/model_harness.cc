@@ -43,29 +43,44 @@ ModelHarness::ModelHarness(std::shared_ptr<const LoadedModel> model, const Runne
 
 std::vector<LogitRow> ModelHarness::Forward(scheduler::Form form,
                                             const std::vector<TestSlice>& slices) {
+  return Run(form, slices, LogitRows::kAll);
+}
+
+std::vector<LogitRow> ModelHarness::SampledLogits(scheduler::Form form,
+                                                  const std::vector<TestSlice>& slices) {
+  return Run(form, slices, LogitRows::kSampled);
+}
+
+std::vector<LogitRow> ModelHarness::Run(scheduler::Form form, const std::vector<TestSlice>& slices,
+                                        LogitRows logit_rows) {
+  static const scheduler::SamplingParams kSampling;
   scheduler::BatchPlan plan;
   plan.step = step_++;
   plan.form = form;
+  std::vector<int32_t> wanted;
   for (const TestSlice& slice : slices) {
     plan.slices.push_back({.sequence = slice.sequence->tokens,
                            .first_position = slice.begin,
                            .row_count = slice.end - slice.begin,
-                           .pages = slice.sequence->pages});
-    plan.total_rows += slice.end - slice.begin;
+                           .pages = slice.sequence->pages,
+                           .sample = slice.sample,
+                           .sampling = &kSampling});
+    for (int32_t position = slice.begin; position < slice.end; ++position, ++plan.total_rows) {
+      const bool sampled = slice.sample && position + 1 == slice.end;
+      if (logit_rows == LogitRows::kAll || sampled) wanted.push_back(plan.total_rows);
+    }
   }
-  const absl::Status status = decoder_->Forward(plan, nullptr);
+  const absl::Status status = decoder_->Forward(plan, nullptr, logit_rows);
   BATON_CHECK_MSG(status.ok(), status.ToString());
   std::vector<LogitRow> rows;
-  for (int32_t begin = 0; begin < plan.total_rows; begin += decoder_->max_logit_rows()) {
-    std::vector<int32_t> wanted;
-    for (int32_t r = begin; r < std::min(begin + decoder_->max_logit_rows(), plan.total_rows);
-         ++r) {
-      wanted.push_back(r);
-    }
-    const kernels::TensorView logits = ValueOrDie(decoder_->Logits(wanted));
+  const std::span<const int32_t> all(wanted);
+  const auto group = static_cast<size_t>(decoder_->max_logit_rows());
+  for (size_t begin = 0; begin < all.size(); begin += group) {
+    const kernels::TensorView logits =
+        ValueOrDie(decoder_->Logits(all.subspan(begin, std::min(group, all.size() - begin))));
     if (logits.absent()) continue;  // rank 0 of the group has them
-    for (size_t i = 0; i < wanted.size(); ++i) {
-      const float* row = logits.row<const float>(static_cast<int64_t>(i));
+    for (int64_t i = 0; i < logits.dim(0); ++i) {
+      const float* row = logits.row<const float>(i);
       rows.emplace_back(row, row + logits.dim(1));
     }
   }

@@ -37,15 +37,18 @@ struct TestSlice {
   const TestSequence* sequence = nullptr;
   int32_t begin = 0;
   int32_t end = 0;
+  bool sample = false;  // its last row, for SampledLogits
 };
 
 class ModelHarness {
  public:
   ModelHarness(std::shared_ptr<const LoadedModel> model, const RunnerOptions& options);
 
-  // Runs one pass and returns the logits of all its rows, slice after slice; none where another rank
-  // of the group gets them. Dies on an error.
+  // Runs one pass and returns the logits of all its rows, slice after slice; none where another
+  // rank of the group gets them. Dies on an error.
   std::vector<LogitRow> Forward(scheduler::Form form, const std::vector<TestSlice>& slices);
+  // The same for the last rows of the slices with `sample` alone, as a runner does.
+  std::vector<LogitRow> SampledLogits(scheduler::Form form, const std::vector<TestSlice>& slices);
   // Feeds `sequence` in chunks of `chunk` prompt-form rows up to `prompt`, then one decode-form row
   // at a time: the logits of every row.
   std::vector<LogitRow> RunSequence(const TestSequence& sequence, int32_t prompt, int32_t chunk);
@@ -55,6 +58,9 @@ class ModelHarness {
   const ModelConfig& config() const { return model_->config; }
 
  private:
+  std::vector<LogitRow> Run(scheduler::Form form, const std::vector<TestSlice>& slices,
+                            LogitRows logit_rows);
+
   std::shared_ptr<const LoadedModel> model_;
   std::unique_ptr<kernels::Device> device_;
   std::unique_ptr<KvCache> cache_;

@@ -144,6 +144,37 @@ TEST_P(RowInvarianceTest, ReplayInOnePassEqualsSingleSteps) {
   ExpectSameBits(replayed, stepped, 0, kLength - kPrompt);
 }
 
+// Rows without logits stop in the last layer: the sampled ones have the bits that they have when
+// all rows go on, in both forms, and so has what is computed from the latents that were left.
+TEST_P(RowInvarianceTest, SampledRowsAlone) {
+  for (const int threads : {1, 2}) {
+    SCOPED_TRACE(threads);
+    ModelHarness all(model_, Options(GetParam())), sampled(model_, Options(GetParam(), threads));
+    std::vector<TestSequence> sequences;
+    for (int32_t i = 0; i < 5; ++i) {
+      const int32_t length = 20 + 17 * i;
+      sequences.push_back({RandomTokens(length + 4, model_->config.vocab_size, 300 + i),
+                           TestPages(length + 4, 64, static_cast<uint32_t>(2 * i))});
+    }
+    // A chunk in the middle of a prompt alone, then the rest with prompts that end and that do not.
+    const std::vector<TestSlice> first = {{&sequences[4], 0, 30}};
+    std::vector<TestSlice> second = {{&sequences[0], 0, 20, true},
+                                     {&sequences[1], 0, 25},
+                                     {&sequences[2], 0, 54, true},
+                                     {&sequences[4], 30, 88, true}};
+    EXPECT_EQ(sampled.SampledLogits(Form::kPrefill, first).size(), 0u);
+    all.Forward(Form::kPrefill, first);
+    const std::vector<LogitRow> prompt = all.Forward(Form::kPrefill, second);
+    ExpectSameBits(sampled.SampledLogits(Form::kPrefill, second),
+                   {prompt[19], prompt[98], prompt[156]}, 0, 3);
+    // A replay of several rows, one of which is sampled, one that is not, and single steps.
+    const std::vector<TestSlice> step = {
+        {&sequences[0], 20, 24, true}, {&sequences[2], 54, 57}, {&sequences[4], 88, 89, true}};
+    const std::vector<LogitRow> decoded = all.Forward(Form::kDecode, step);
+    ExpectSameBits(sampled.SampledLogits(Form::kDecode, step), {decoded[3], decoded[7]}, 0, 2);
+  }
+}
+
 // The hand-off: latents packed from one rank's pages and unpacked into other page ids of another
 // rank.
 TEST_P(RowInvarianceTest, PagesMovedToAnotherRank) {
