@@ -1,5 +1,4 @@
-#include <cmath>
-#include <limits>
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,10 +12,15 @@ namespace {
 constexpr int kMaxMacroDepth = 16;
 constexpr size_t kBytesPerStep = 64;  // long strings and lists cost steps by their size
 
-// Puts the line in front of an error of a builtin, which knows none.
+// Puts the line in front of an error of a builtin or an operator, which know none.
 absl::Status AtLine(int line, const absl::Status& status) {
   return absl::Status(status.code(),
                       absl::StrCat("chat template, line ", line, ": ", status.message()));
+}
+
+absl::StatusOr<Value> Located(int line, absl::StatusOr<Value> result) {
+  if (!result.ok()) return AtLine(line, result.status());
+  return result;
 }
 
 size_t SizeOf(const Value& value) {
@@ -244,7 +248,7 @@ class Renderer {
         if (value.is_float()) return Value(-value.number());
         if (!value.is_number())
           return InvalidAt(expr.line, absl::StrCat("the negative of ", value.KindName()));
-        return Arithmetic(expr.line, "-", Value(int64_t{0}), value);
+        return Located(expr.line, Arithmetic("-", Value(int64_t{0}), value));
       }
       case ExprKind::kNot: {
         BATON_ASSIGN_OR_RETURN(const Value value, Eval(*expr.kids[0]));
@@ -288,8 +292,7 @@ class Renderer {
       }
       made = Value::MakeDict(std::move(members));
     }
-    if (!made.ok()) return AtLine(expr.line, made.status());
-    return made;
+    return Located(expr.line, std::move(made));
   }
 
   // object.name and object[key].
@@ -309,25 +312,11 @@ class Renderer {
       const Dict& dict = object.is_dict() ? object.dict() : object.space().attributes;
       if (const Value* member = FindMember(dict, key.string())) return *member;
     }
-    if (key.is_int() && (object.is_list() || object.is_string()))
-      return Index(object, key.integer());
-    return Value(Undefined{name});
-  }
-
-  absl::StatusOr<Value> Index(const Value& object, int64_t index) {
-    if (object.is_list()) {
-      const int64_t count = static_cast<int64_t>(object.list().size());
-      if (index < 0) index += count;
-      if (index < 0 || index >= count) return Value(Undefined{"an index out of range"});
-      return object.list()[static_cast<size_t>(index)];
+    if (key.is_int() && (object.is_list() || object.is_string())) {
+      if (object.is_string()) BATON_RETURN_IF_ERROR(Charge(expr.line, SizeOf(object)));
+      return ItemAt(object, key.integer());
     }
-    const std::vector<size_t> offsets = CharacterOffsets(object.string());
-    BATON_RETURN_IF_ERROR(Charge(0, object.string().size()));
-    const int64_t count = static_cast<int64_t>(offsets.size()) - 1;
-    if (index < 0) index += count;
-    if (index < 0 || index >= count) return Value(Undefined{"an index out of range"});
-    const size_t i = static_cast<size_t>(index);
-    return Value(object.string().substr(offsets[i], offsets[i + 1] - offsets[i]));
+    return Value(Undefined{name});
   }
 
   absl::StatusOr<Value> EvalSlice(const Expr& expr) {
@@ -341,29 +330,8 @@ class Renderer {
         return InvalidAt(expr.line, absl::StrCat("a slice bound that is ", bound.KindName()));
       bounds[i] = bound.integer();
     }
-    if (!object.is_list() && !object.is_string())
-      return InvalidAt(expr.line, absl::StrCat("a slice of ", object.KindName()));
     BATON_RETURN_IF_ERROR(Charge(expr.line, SizeOf(object)));
-    BATON_ASSIGN_OR_RETURN(const List items, Iterate(object));
-    const int64_t count = static_cast<int64_t>(items.size()), step = bounds[2].value_or(1);
-    if (step == 0) return InvalidAt(expr.line, "a slice with step 0");
-    // Python's slice.indices: negative bounds count from the end, then all are clamped.
-    const int64_t low = step > 0 ? 0 : -1, high = step > 0 ? count : count - 1;
-    const auto clamp = [&](std::optional<int64_t> bound, int64_t fallback) {
-      if (!bound) return fallback;
-      const int64_t value = *bound < 0 ? std::max(*bound, -count - 1) + count : *bound;
-      return std::max(low, std::min(high, value));
-    };
-    const int64_t start = clamp(bounds[0], step > 0 ? low : high),
-                  stop = clamp(bounds[1], step > 0 ? high : low);
-    List kept;
-    const int64_t stride = std::max(-count - 1, std::min(count + 1, step));
-    for (int64_t i = start; step > 0 ? i < stop : i > stop; i += stride)
-      kept.push_back(items[static_cast<size_t>(i)]);
-    if (object.is_list()) return Value::MakeList(std::move(kept));
-    std::string text;
-    for (const Value& character : kept) text += character.string();
-    return Value(std::move(text));
+    return Located(expr.line, Slice(object, bounds[0], bounds[1], bounds[2]));
   }
 
   absl::StatusOr<Arguments> EvalArguments(const Expr& expr) {
@@ -388,9 +356,9 @@ class Renderer {
       if (!result.ok()) return AtLine(expr.line, result.status());
       return Value(*result);
     }
-    absl::StatusOr<Value> result = ApplyFilter(expr.text, input, arguments);
-    if (!result.ok()) return AtLine(expr.line, result.status());
-    BATON_RETURN_IF_ERROR(Charge(expr.line, SizeOf(*result)));
+    BATON_ASSIGN_OR_RETURN(Value result,
+                           Located(expr.line, ApplyFilter(expr.text, input, arguments)));
+    BATON_RETURN_IF_ERROR(Charge(expr.line, SizeOf(result)));
     return result;
   }
 
@@ -413,9 +381,9 @@ class Renderer {
     if (object.is_undefined())
       return InvalidAt(expr.line, absl::StrCat(object.KindName(), " has no members"));
     BATON_RETURN_IF_ERROR(Charge(expr.line, SizeOf(object)));
-    absl::StatusOr<Value> result = CallMethod(object, callee.text, arguments);
-    if (!result.ok()) return AtLine(expr.line, result.status());
-    BATON_RETURN_IF_ERROR(Charge(expr.line, SizeOf(*result)));
+    BATON_ASSIGN_OR_RETURN(Value result,
+                           Located(expr.line, CallMethod(object, callee.text, arguments)));
+    BATON_RETURN_IF_ERROR(Charge(expr.line, SizeOf(result)));
     return result;
   }
 
@@ -498,42 +466,7 @@ class Renderer {
       items.insert(items.end(), right.list().begin(), right.list().end());
       return Value::MakeList(std::move(items));
     }
-    if (left.is_number() && right.is_number()) return Arithmetic(expr.line, op, left, right);
-    return InvalidAt(expr.line, absl::StrCat("cannot compute ", left.KindName(), " ", op, " ",
-                                             right.KindName()));
-  }
-
-  static absl::StatusOr<Value> Arithmetic(int line, const std::string& op, const Value& left,
-                                          const Value& right) {
-    if (op != "+" && op != "-" && op != "*" && right.number() == 0)
-      return InvalidAt(line, "a division by zero");
-    if (op == "/" || left.is_float() || right.is_float()) {
-      const double a = left.number(), b = right.number();
-      if (op == "+") return Value(a + b);
-      if (op == "-") return Value(a - b);
-      if (op == "*") return Value(a * b);
-      if (op == "/") return Value(a / b);
-      if (op == "//") return Value(std::floor(a / b));
-      return Value(a - b * std::floor(a / b));
-    }
-    const int64_t a = left.integer(), b = right.integer();
-    int64_t result = 0;
-    bool overflow = false;
-    if (op == "+") {
-      overflow = __builtin_add_overflow(a, b, &result);
-    } else if (op == "-") {
-      overflow = __builtin_sub_overflow(a, b, &result);
-    } else if (op == "*") {
-      overflow = __builtin_mul_overflow(a, b, &result);
-    } else if (b == -1 && a == std::numeric_limits<int64_t>::min()) {
-      overflow = true;
-    } else {  // both round towards minus infinity
-      const bool adjust = a % b != 0 && (a < 0) != (b < 0);
-      result = op == "//" ? a / b - (adjust ? 1 : 0) : a % b + (adjust ? b : 0);
-    }
-    if (overflow)
-      return InvalidAt(line, absl::StrCat("an integer outside of 64 bits in ", a, " ", op, " ", b));
-    return Value(result);
+    return Located(expr.line, Arithmetic(op, left, right));
   }
 
   absl::StatusOr<Value> EvalCompare(const Expr& expr) {
@@ -541,32 +474,12 @@ class Renderer {
     for (size_t i = 0; i < expr.operators.size(); ++i) {
       BATON_ASSIGN_OR_RETURN(Value right, Eval(*expr.kids[i + 1]));
       BATON_RETURN_IF_ERROR(Charge(expr.line, SizeOf(left) + SizeOf(right)));
-      BATON_ASSIGN_OR_RETURN(const bool holds, Compare(expr.line, expr.operators[i], left, right));
-      if (!holds) return Value(false);
+      const absl::StatusOr<bool> holds = Compare(expr.operators[i], left, right);
+      if (!holds.ok()) return AtLine(expr.line, holds.status());
+      if (!*holds) return Value(false);
       left = std::move(right);
     }
     return Value(true);
-  }
-
-  static absl::StatusOr<bool> Compare(int line, const std::string& op, const Value& left,
-                                      const Value& right) {
-    if (op == "==") return left.Equals(right);
-    if (op == "!=") return !left.Equals(right);
-    if (op == "in" || op == "not in") {
-      const absl::StatusOr<bool> contains = Contains(right, left);
-      if (!contains.ok()) return AtLine(line, contains.status());
-      return *contains == (op == "in");
-    }
-    const bool strings = left.is_string() && right.is_string();
-    if (!strings && !(left.is_number() && right.is_number())) {
-      return InvalidAt(
-          line, absl::StrCat("cannot compare ", left.KindName(), " ", op, " ", right.KindName()));
-    }
-    const bool less = strings ? left.string() < right.string() : left.number() < right.number();
-    const bool greater = strings ? right.string() < left.string() : right.number() < left.number();
-    if (op == "<") return less;
-    if (op == ">") return greater;
-    return op == "<=" ? !greater : !less;
   }
 
   const Template& template_;

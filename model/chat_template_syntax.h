@@ -130,6 +130,21 @@ absl::StatusOr<bool> ApplyTest(const std::string& name, const Value& input,
 absl::StatusOr<Value> CallMethod(const Value& object, const std::string& name,
                                  const Arguments& arguments);
 
+// Operators. Errors carry no line; INVALID_ARGUMENT for values that Python refuses.
+
+// + - * / // % of two numbers. A result outside of 64 bits is an error.
+absl::StatusOr<Value> Arithmetic(const std::string& op, const Value& left, const Value& right);
+
+// == != < > <= >= in, not in.
+absl::StatusOr<bool> Compare(const std::string& op, const Value& left, const Value& right);
+
+// object[index] of a list or a string; undefined out of range.
+Value ItemAt(const Value& object, int64_t index);
+
+// object[first:last:by] of a list or a string.
+absl::StatusOr<Value> Slice(const Value& object, std::optional<int64_t> first,
+                            std::optional<int64_t> last, std::optional<int64_t> by);
+
 // Python's `item in container`.
 absl::StatusOr<bool> Contains(const Value& container, const Value& item);
 

@@ -6,7 +6,8 @@ baton_library(baton_tokenizer
        tokenizer_pretokenize.cc tokenizer_regex.cc tokenizer_regex_translate.cc
        tokenizer_unicode_delta.cc tokenizer_utf8.cc
        chat_template.cc chat_template_builtins.cc chat_template_eval.cc chat_template_lex.cc
-       chat_template_parse.cc chat_template_value.cc
+       chat_template_operators.cc chat_template_parse.cc chat_template_parse_expr.cc
+       chat_template_value.cc
   DEPS baton_base PkgConfig::PCRE2 nlohmann_json::nlohmann_json
        absl::flat_hash_map absl::inlined_vector absl::function_ref absl::status absl::statusor
        absl::str_format absl::strings absl::synchronization)

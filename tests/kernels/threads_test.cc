@@ -36,6 +36,7 @@ class OpCases {
     AddRowOps();
     AddLinears();
     AddAttention();
+    AddPages();
     AddMoe();
     AddLogits();
   }
@@ -162,6 +163,9 @@ class OpCases {
       EXPECT_OK(MlaExpandV(device, {lat.view(), kv_b.view(), out.view()}));
       return out.bytes();
     };
+  }
+
+  void AddPages() {
     const std::vector<PageRange> ranges = {{5, 0, 16}, {1, 3, 9}, {0, 15, 1}};
     const int64_t message_bytes = 26 * KvEntryBytes(KvFormat::kFP8, kLora, kRope);
     cases["PagesPack"] = [=, this](Device& device) {

@@ -179,10 +179,7 @@ def notes_to_self(tree):
 SOFT_FILE_LINES = 500
 HARD_FILE_LINES = 700
 # Files over the soft limit, with the most lines they may have. Entries only ever shrink or go.
-LONG_FILES = {
-    "model/chat_template_eval.cc": 590,
-    "model/chat_template_parse.cc": 545,
-}
+LONG_FILES = {}
 
 FUNCTION_LINES = 75
 # "path: first words of the signature" -> lines. Entries only ever shrink or go.
