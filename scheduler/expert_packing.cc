@@ -84,7 +84,8 @@ PackedSlots PackApart(const PackProblem& problem, const Replication& replication
   std::vector<PackedSlots> packs(problem.ranks);
   std::vector<double> load(problem.ranks);
   std::vector<int32_t> domain_of(problem.loads.size(), -1);  // the only one so far; -2: several
-  for (const auto& [minus_load, expert] : items) {
+  for (const auto& item : items) {
+    const int32_t expert = item.second;
     const auto rank_key = [&](int32_t r) {
       const bool has = std::count(packs[r].begin(), packs[r].end(), expert) > 0;
       const bool same = problem.survive && domain_of[expert] == problem.domains[r];
@@ -96,7 +97,7 @@ PackedSlots PackApart(const PackProblem& problem, const Replication& replication
       if (best < 0 || rank_key(r) < rank_key(best)) best = r;
     }
     packs[best].push_back(expert);
-    load[best] -= minus_load;
+    load[best] -= item.first;
     int32_t& domain = domain_of[expert];
     if (domain == -1) {
       domain = problem.domains[best];
