@@ -261,6 +261,11 @@ void FrameListener::Pump(Tick now, std::string* trouble) {
       std::optional<Frame> frame = visitor.socket.Next();
       visitor.has_frame = frame.has_value();
       if (frame.has_value()) visitor.first = *std::move(frame);
+      const FrameKind kind = visitor.first.kind;
+      if (visitor.has_frame && kind != FrameKind::kJoin && kind != FrameKind::kKnock &&
+          kind != FrameKind::kPeer) {
+        status = absl::InvalidArgumentError("its first frame is none to begin with");
+      }
       if (status.ok() && !visitor.has_frame && now - visitor.since > kPatience) {
         status = absl::DeadlineExceededError("it sent nothing");
       }

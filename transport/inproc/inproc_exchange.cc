@@ -21,7 +21,7 @@ namespace {
 // What a rank sends in one call is copied up to this size; beyond it the rank waits for its peers
 // to take it.
 constexpr size_t kCopiedBytes = 8192;
-constexpr int kSpinRounds = 40;  // each lets other threads run; then the thread sleeps
+constexpr Duration kSpin = Duration::Micros(50);  // letting others run; then the thread sleeps
 constexpr Duration kLongestSleep = Duration::Millis(100);
 
 struct Post {
@@ -200,10 +200,12 @@ class InprocExchange final : public Exchange {
   // False when the group broke or the deadline has passed.
   template <typename Ready>
   bool Await(uint64_t call, const CallLimit& limit, Ready ready) {
-    for (int round = 0; round < kSpinRounds; ++round) {
+    if (ready()) return true;
+    const Tick spin_end = group_->clock->Now() + kSpin;
+    while (group_->clock->Now() < spin_end) {
+      sched_yield();
       if (ready()) return true;
       if (me_.state.BrokenFor(call)) return false;
-      sched_yield();
     }
     std::unique_lock<std::mutex> lock(me_.mutex);
     me_.sleeping = true;

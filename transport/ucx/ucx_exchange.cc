@@ -19,7 +19,9 @@ constexpr unsigned kCallId = 1;
 constexpr unsigned kHighestId = 65535;
 constexpr size_t kEagerBytes = 16384;
 constexpr int kProgressRounds = 64;
-constexpr int kSpinRounds = 60;  // without news, each lets others run; then the thread sleeps
+// Without news, letting others run; then the thread sleeps. A time and not a count: on a busy
+// machine one yield can cost a time slice, and who sleeps is woken before who yields gets its turn.
+constexpr Duration kSpin = Duration::Micros(50);
 constexpr Duration kLongestSleep = Duration::Millis(100);
 // A peer's UCX connection may end a moment before the reason comes over its control connection.
 constexpr Duration kErrorPatience = Duration::Millis(300);
@@ -279,7 +281,7 @@ void UcxExchange::FailPeer(Peer* peer, ucs_status_t status, const char* what) {
 }
 
 absl::Status UcxExchange::AwaitAll(const CallLimit& limit) {
-  int idle_rounds = 0;
+  Tick idle_since = clock_->Now();
   while (true) {  // until the deadline
     int rounds = 0;
     while (rounds < kProgressRounds && ucp_worker_progress(worker_.get()) != 0) ++rounds;
@@ -293,13 +295,14 @@ absl::Status UcxExchange::AwaitAll(const CallLimit& limit) {
       return absl::OkStatus();
     }
     BATON_RETURN_IF_ERROR(Check(limit));
-    idle_rounds = rounds > 0 ? 0 : idle_rounds + 1;
-    if (idle_rounds < kSpinRounds) {
+    const Tick now = clock_->Now();
+    if (rounds > 0) idle_since = now;
+    if (now - idle_since < kSpin) {
       sched_yield();
       continue;
     }
     Sleep(limit);
-    idle_rounds = 0;
+    idle_since = clock_->Now();
   }
 }
 
@@ -309,8 +312,9 @@ void UcxExchange::Flush(const CallLimit& limit) {
   ucp_request_param_t param = {};
   ucs_status_ptr_t request = ucp_worker_flush_nbx(worker_.get(), &param);
   if (!UCS_PTR_IS_PTR(request)) return;
-  while (ucp_request_check_status(request) == UCS_INPROGRESS && clock_->Now() < limit.deadline) {
-    ucp_worker_progress(worker_.get());
+  while (ucp_request_check_status(request) == UCS_INPROGRESS && !state_->BrokenFor(call_) &&
+         clock_->Now() < limit.deadline) {
+    if (ucp_worker_progress(worker_.get()) == 0) sched_yield();
   }
   ucp_request_free(request);
 }
