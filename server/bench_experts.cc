@@ -127,9 +127,9 @@ ExpertTopology Topology(const ExpertBenchOptions& options, int32_t redundant) {
 }
 
 absl::StatusOr<ExpertPlacement> PlaceInOrder(const ExpertTopology& topology) {
-  std::vector<int32_t> slots;
-  for (int32_t i = 0; i < topology.layers * topology.slots(); ++i) {
-    slots.push_back(i % topology.slots() % topology.experts);
+  std::vector<int32_t> slots(static_cast<size_t>(topology.layers) * topology.slots());
+  for (size_t i = 0; i < slots.size(); ++i) {
+    slots[i] = static_cast<int32_t>(i) % topology.slots() % topology.experts;
   }
   return ExpertPlacement::FromSlots(topology, std::move(slots));
 }
@@ -257,7 +257,7 @@ class Group {
 };
 
 double Quantile(std::vector<double> values, double q) {
-  const auto at = static_cast<size_t>(q * static_cast<double>(values.size() - 1) + 0.5);
+  const auto at = static_cast<size_t>(std::lround(q * static_cast<double>(values.size() - 1)));
   std::nth_element(values.begin(), values.begin() + static_cast<ptrdiff_t>(at), values.end());
   return values[at];
 }
