@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 
@@ -50,6 +51,12 @@ class Runner {
   // the machine is at fault); pages written by a failed pass are undefined.
   virtual absl::Status Run(const scheduler::BatchPlan& plan, LayerObserver* observer,
                            scheduler::StepOutput* output) = 0;
+
+  // In a group whose ranks run their passes together: whether others wait for this rank to run one
+  // (an empty plan will do). `wakeup`, which may only mark that the loop should look, is called
+  // from any thread when that may have become true; set once, before use.
+  virtual bool PeersWait() const { return false; }
+  virtual void SetWakeup(std::function<void()> wakeup) { static_cast<void>(wakeup); }
 
   // Copies the first `token_count` tokens of `pages` (all full but the last) of one layer into
   // `out` (token_count * entry_bytes bytes, token order) and returns the 64-bit checksum of `out`.
