@@ -45,6 +45,7 @@ absl::StatusOr<std::unique_ptr<DecodeLoop>> DecodeLoop::Create(const DecodeLoopO
     return absl::InvalidArgumentError("first_epoch is 0; draw it at random, above 0");
   }
   transport.SetWakeup([&inbox] { inbox.Wake(); });
+  runner.SetWakeup([&inbox] { inbox.Wake(); });
   return std::unique_ptr<DecodeLoop>(
       new DecodeLoop(adapted, clock, runner, transport, inbox, outbox, observer));
 }
@@ -73,6 +74,11 @@ scheduler::TickResult DecodeLoop::Tick() {
   planner_.Step(clock_.Now(), events_, sink_);
   events_.clear();
   for (scheduler::DecodeAction& action : sink_.actions) Execute(action);
+  // Not behind a pass of its own: its result may lead to the next one.
+  if (events_.empty() && runner_.PeersWait()) {
+    RunEmptyPass();
+    busy = true;
+  }
   observer_.OnStep(sink_.report, landings_.TakeReport());
   // Idle: nobody waits, so this is when to look for contradictions.
   if (!busy && sink_.actions.empty()) CheckInvariants();
@@ -109,6 +115,14 @@ void DecodeLoop::Execute(scheduler::DecodeAction& action) {
         }
       },
       action);
+}
+
+// What fails here fails for the ranks that wait too, and for this one's next pass.
+void DecodeLoop::RunEmptyPass() {
+  scheduler::BatchPlan plan;
+  plan.form = scheduler::Form::kDecode;
+  scheduler::StepOutput output;
+  runner_.Run(plan, nullptr, &output).IgnoreError();
 }
 
 void DecodeLoop::CheckInvariants() const {

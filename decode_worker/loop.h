@@ -52,8 +52,8 @@ struct DecodeLoopOptions {
 
 class DecodeLoop {
  public:
-  // All references must outlive the loop; the transport must stop calling its wake-up before the
-  // inbox goes. INVALID_ARGUMENT when the options contradict themselves or the runner.
+  // All references must outlive the loop; transport and runner must stop calling their wake-ups
+  // before the inbox goes. INVALID_ARGUMENT when the options contradict themselves or the runner.
   static absl::StatusOr<std::unique_ptr<DecodeLoop>> Create(const DecodeLoopOptions& options,
                                                             Clock& clock, model::Runner& runner,
                                                             transport::KvTransport& transport,
@@ -61,7 +61,8 @@ class DecodeLoop {
                                                             DecodeOutbox& outbox,
                                                             DecodeObserver& observer);
 
-  // One round, at most one pass of the runner; never waits.
+  // One round, at most one pass of the runner; never waits, but for the other ranks of its group: a
+  // rank that has nothing to run takes part in their pass.
   scheduler::TickResult Tick();
 
   // After DrainRequested: no attempt holds pages any more. Loop thread only.
@@ -79,6 +80,7 @@ class DecodeLoop {
 
   bool PollTransport();
   void Execute(scheduler::DecodeAction& action);
+  void RunEmptyPass();
 
   const int32_t max_transport_events_;
   Clock& clock_;

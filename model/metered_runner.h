@@ -4,6 +4,9 @@
 // A Runner that records the size and duration of every pass of another one. Same threads, same
 // errors; the other one must outlive it.
 
+#include <functional>
+#include <utility>
+
 #include "base/clock.h"
 #include "base/metrics.h"
 #include "model/runner.h"
@@ -25,6 +28,9 @@ class MeteredRunner final : public Runner {
     metrics_.batch_rows.Observe(plan.total_rows);
     return status;
   }
+
+  bool PeersWait() const override { return runner_.PeersWait(); }
+  void SetWakeup(std::function<void()> wakeup) override { runner_.SetWakeup(std::move(wakeup)); }
 
   uint64_t PackPages(int32_t layer, std::span<const PageId> pages, int32_t token_count,
                      std::span<std::byte> out) override {

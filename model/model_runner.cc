@@ -1,6 +1,8 @@
 #include "model/model_runner.h"
 
 #include <algorithm>
+#include <functional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -44,12 +46,14 @@ absl::Status CheckOptions(const RunnerOptions& options) {
 class ModelRunner final : public Runner {
  public:
   ModelRunner(std::shared_ptr<const LoadedModel> model, std::unique_ptr<kernels::Device> device,
-              std::unique_ptr<KvCache> cache, std::unique_ptr<Decoder> decoder)
+              std::unique_ptr<KvCache> cache, std::unique_ptr<Decoder> decoder,
+              const RankGroup& group)
       : model_(std::move(model)),
         device_(std::move(device)),
         cache_(std::move(cache)),
         decoder_(std::move(decoder)),
-        sampler_(*device_, model_->config.vocab_size, model_->generation.eos_token_ids) {
+        sampler_(*device_, model_->config.vocab_size, model_->generation.eos_token_ids),
+        group_(group) {
     info_.model_name = model_->name;
     info_.model_hash = model_->hash;
     info_.kv_format = FormatName(cache_->format());
@@ -83,6 +87,11 @@ class ModelRunner final : public Runner {
     return RunGood(rest, observer, output);
   }
 
+  bool PeersWait() const override { return !group_.solo() && group_.collectives->PeerWaits(); }
+  void SetWakeup(std::function<void()> wakeup) override {
+    if (!group_.solo()) group_.collectives->SetWakeup(std::move(wakeup));
+  }
+
   uint64_t PackPages(int32_t layer, std::span<const PageId> pages, int32_t token_count,
                      std::span<std::byte> out) override {
     return cache_->Pack(layer, pages, token_count, out);
@@ -96,6 +105,7 @@ class ModelRunner final : public Runner {
  private:
   absl::Status RunGood(const scheduler::BatchPlan& plan, LayerObserver* observer,
                        scheduler::StepOutput* output) {
+    BATON_RETURN_IF_ERROR(StepTogether(plan.total_rows));
     BATON_RETURN_IF_ERROR(decoder_->Forward(plan, observer));
     sampled_.clear();
     sampled_rows_.clear();
@@ -107,6 +117,33 @@ class ModelRunner final : public Runner {
       sampled_rows_.push_back(row - 1);
     }
     return SampleAll(output);
+  }
+
+  // What the ranks of a group tell each other before a pass.
+  struct StepHeader {
+    uint64_t placement_version = 0;
+    int32_t rows = 0;
+    int32_t reserved = 0;
+  };
+
+  // Calls the other ranks into a pass and makes sure that all see the experts in the same places.
+  absl::Status StepTogether(int32_t rows) {
+    if (group_.solo()) return absl::OkStatus();
+    const StepHeader mine{.placement_version = decoder_->placement_version(), .rows = rows};
+    headers_.resize(static_cast<size_t>(group_.ranks()));
+    group_.collectives->Ring();
+    BATON_RETURN_IF_ERROR(group_.collectives->AllGather(std::as_bytes(std::span(&mine, 1)),
+                                                        std::as_writable_bytes(std::span(headers_)),
+                                                        group_.timeout));
+    for (size_t rank = 0; rank < headers_.size(); ++rank) {
+      if (headers_[rank].placement_version == mine.placement_version) continue;
+      const absl::Status status = absl::InternalError(absl::StrCat(
+          "rank ", rank, " steps with expert placement ", headers_[rank].placement_version,
+          ", rank ", group_.rank(), " with ", mine.placement_version));
+      group_.collectives->Abort(status);
+      return status;
+    }
+    return absl::OkStatus();
   }
 
   // The head runs in groups of rows, so that its logits need bounded memory.
@@ -131,7 +168,9 @@ class ModelRunner final : public Runner {
   const std::unique_ptr<KvCache> cache_;
   const std::unique_ptr<Decoder> decoder_;
   Sampler sampler_;
+  const RankGroup group_;
   RunnerInfo info_;
+  std::vector<StepHeader> headers_;                       // reused from pass to pass
   std::vector<const scheduler::SequenceSlice*> sampled_;  // of the pass in progress
   std::vector<int32_t> sampled_rows_;
 };
@@ -164,7 +203,7 @@ absl::StatusOr<std::unique_ptr<Runner>> CreateRunner(std::shared_ptr<const Loade
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<Decoder> decoder,
                          Decoder::Create(*device, *model, *cache, DecoderOptionsFor(options)));
   return std::make_unique<ModelRunner>(std::move(model), std::move(device), std::move(cache),
-                                       std::move(decoder));
+                                       std::move(decoder), options.group);
 }
 
 }  // namespace baton::model
