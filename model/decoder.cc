@@ -201,7 +201,7 @@ absl::Status Decoder::FinishLayer(const PassContext& pass, int32_t i) {
                                           .eps = config.rms_norm_eps}));
   if (config.is_dense(i)) return RunMlp(pass, layer.mlp);
   if (exchange_ == nullptr) return RunMoe(pass, layer.moe);
-  return RunMoeInGroup(pass, layer.moe, tables_.layer(i - config.dense_layers), *exchange_);
+  return RunMoeInGroup(pass, layer.moe, tables_, i - config.dense_layers, *exchange_);
 }
 
 // The last layer, from the latents on, of the finishing rows: a pass of these rows alone. Each is

@@ -49,7 +49,7 @@ class Decoder {
   // Where the experts lie from the next pass on; PlaceInOrder until the first call. The same on all
   // ranks. Errors as ExpertTables::Create; nothing changes then. Groups only.
   absl::Status InstallPlacement(const InstalledPlacement& installed);
-  uint64_t placement_version() const { return tables_.version(); }
+  uint64_t placement_version() const { return tables_.installed().version; }
 
   // Runs all layers for every row of the plan (checked by CheckPlan against plan_limits()).
   // `observer` may be null. Groups split by Split::kTensor give the same plan to all ranks.

@@ -1,11 +1,11 @@
 #include "model/expert_tables.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status_macros.h"
+#include "scheduler/expert_routing.h"
 
 namespace baton::model {
 namespace {
@@ -13,10 +13,6 @@ namespace {
 using kernels::DType;
 using kernels::TensorView;
 using scheduler::ExpertPlacement;
-
-bool IsLive(const InstalledPlacement& installed, int32_t rank) {
-  return installed.live.empty() || installed.live[static_cast<size_t>(rank)];
-}
 
 absl::Status CheckShape(const ModelConfig& config, const InstalledPlacement& installed,
                         int32_t ranks) {
@@ -35,39 +31,6 @@ absl::Status CheckShape(const ModelConfig& config, const InstalledPlacement& ins
                                                    ranks));
   }
   return absl::OkStatus();
-}
-
-// Slots of an expert on live ranks, ascending.
-std::vector<int32_t> LiveReplicas(const InstalledPlacement& installed, int32_t layer,
-                                  int32_t expert) {
-  std::vector<int32_t> slots;
-  for (const int32_t slot : installed.placement.Replicas(layer, expert)) {
-    if (IsLive(installed, installed.placement.rank_of(slot))) slots.push_back(slot);
-  }
-  return slots;
-}
-
-// [E, width] slots, then [E] counts, appended to `tables`. Returns the width.
-absl::StatusOr<int64_t> AppendTables(const InstalledPlacement& installed, int32_t layer,
-                                     std::vector<int32_t>& tables) {
-  std::vector<std::vector<int32_t>> replicas;
-  size_t width = 0;
-  for (int32_t e = 0; e < installed.placement.experts(); ++e) {
-    replicas.push_back(LiveReplicas(installed, layer, e));
-    if (replicas.back().empty()) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("expert ", e, " of MoE layer ", layer, " has no replica on a live rank"));
-    }
-    width = std::max(width, replicas.back().size());
-  }
-  for (const std::vector<int32_t>& slots : replicas) {
-    tables.insert(tables.end(), slots.begin(), slots.end());
-    tables.resize(tables.size() + width - slots.size(), 0);
-  }
-  for (const std::vector<int32_t>& slots : replicas) {
-    tables.push_back(static_cast<int32_t>(slots.size()));
-  }
-  return static_cast<int64_t>(width);
 }
 
 }  // namespace
@@ -102,13 +65,15 @@ absl::StatusOr<ExpertTables> ExpertTables::Create(kernels::Device& device,
   BATON_RETURN_IF_ERROR(CheckShape(config, installed, ranks));
   const ExpertPlacement& placement = installed.placement;
   ExpertTables result;
-  result.version_ = installed.version;
-  result.slots_per_rank_ = placement.slots_per_rank();
-  std::vector<int32_t> tables;
+  result.installed_ = installed;
+  std::vector<int32_t> tables;  // of each layer: replicas, then counts
   std::vector<int64_t> widths;
   for (int32_t i = 0; i < placement.layers(); ++i) {
-    BATON_ASSIGN_OR_RETURN(const int64_t width, AppendTables(installed, i, tables));
-    widths.push_back(width);
+    BATON_ASSIGN_OR_RETURN(const scheduler::ReplicaTable table,
+                           scheduler::MakeReplicaTable(placement, i, installed.live));
+    widths.push_back(table.max_replicas);
+    tables.insert(tables.end(), table.replicas.begin(), table.replicas.end());
+    tables.insert(tables.end(), table.counts.begin(), table.counts.end());
   }
   BATON_ASSIGN_OR_RETURN(result.tables_, device.Allocate(tables.size() * sizeof(int32_t)));
   int32_t* at = static_cast<int32_t*>(result.tables_.data());

@@ -49,14 +49,12 @@ class ExpertTables {
                                              const InstalledPlacement& installed, int32_t ranks,
                                              int32_t rank);
 
-  uint64_t version() const { return version_; }
-  int32_t slots_per_rank() const { return slots_per_rank_; }
+  const InstalledPlacement& installed() const { return installed_; }
   // MoE layer i, counted without the dense layers.
   const Layer& layer(int32_t i) const { return layers_[static_cast<size_t>(i)]; }
 
  private:
-  uint64_t version_ = 0;
-  int32_t slots_per_rank_ = 0;
+  InstalledPlacement installed_;
   std::vector<Layer> layers_;
   kernels::DeviceBuffer tables_;
 };

@@ -1,6 +1,11 @@
 #include "model/moe.h"
 
+#include <algorithm>
+#include <span>
+#include <vector>
+
 #include "base/status_macros.h"
+#include "scheduler/expert_routing.h"
 
 namespace baton::model {
 namespace {
@@ -50,6 +55,42 @@ absl::Status RunExperts(const PassContext& pass, const MoeWeights& w) {
   return GroupedLinear(
       pass.device,
       {.x = a.expert_inner, .offsets = a.expert_offsets, .w = w.expert_down, .out = a.expert_out});
+}
+
+// Rewrites a.physical: the choices of all ranks' rows, rank after rank, are split over the replicas
+// of each expert, and this rank's are assigned what is theirs of the split.
+absl::Status SpreadOverReplicas(const PassContext& pass, const InstalledPlacement& installed,
+                                int32_t layer) {
+  const scheduler::ExpertPlacement& placement = installed.placement;
+  const size_t experts = static_cast<size_t>(placement.experts());
+  const size_t ranks = static_cast<size_t>(pass.group.ranks());
+  const std::span<const int32_t> choices(pass.a.experts.as<const int32_t>(),
+                                         static_cast<size_t>(pass.a.experts.elements()));
+  std::vector<int32_t> mine(experts, 0), all(experts * ranks), total(experts, 0), before(total);
+  for (const int32_t expert : choices) ++mine[static_cast<size_t>(expert)];
+  BATON_RETURN_IF_ERROR(pass.group.collectives->AllGather(
+      std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)), pass.group.timeout));
+  for (size_t rank = 0; rank < ranks; ++rank) {
+    for (size_t e = 0; e < experts; ++e) {
+      total[e] += all[rank * experts + e];
+      if (static_cast<int32_t>(rank) < pass.group.rank()) before[e] += all[rank * experts + e];
+    }
+  }
+  std::vector<int32_t> split = scheduler::SplitTokens(placement, layer, installed.live, total);
+  for (size_t e = 0; e < experts; ++e) {
+    // Of the expert's choices [0, total) this rank has [before, before + mine).
+    int32_t first = 0;
+    for (const int32_t slot : placement.Replicas(layer, static_cast<int32_t>(e))) {
+      int32_t& tokens = split[static_cast<size_t>(slot)];
+      const int32_t begin = std::max(first, before[e]);
+      const int32_t end = std::min(first + tokens, before[e] + mine[e]);
+      first += tokens;
+      tokens = std::max(end - begin, 0);
+    }
+  }
+  scheduler::AssignSlots(placement, layer, split, choices,
+                         {pass.a.physical.as<int32_t>(), choices.size()});
+  return absl::OkStatus();
 }
 
 // This rank's experts on the rows that came here.
@@ -117,10 +158,14 @@ absl::Status RunMoe(const PassContext& pass, const MoeWeights& w) {
   return AddToHidden(pass, a.expert_out, a.expert_rows);
 }
 
-absl::Status RunMoeInGroup(const PassContext& pass, const MoeWeights& w,
-                           const ExpertTables::Layer& slots, ExpertExchange& exchange) {
+absl::Status RunMoeInGroup(const PassContext& pass, const MoeWeights& w, const ExpertTables& tables,
+                           int32_t layer, ExpertExchange& exchange) {
   const Activations& a = pass.a;
+  const ExpertTables::Layer& slots = tables.layer(layer);
   BATON_RETURN_IF_ERROR(ChooseExperts(pass, w, &slots));
+  if (pass.group.tensor() && slots.replicas.dim(1) > 1) {
+    BATON_RETURN_IF_ERROR(SpreadOverReplicas(pass, tables.installed(), layer));
+  }
   BATON_RETURN_IF_ERROR(
       exchange.Dispatch(a.normed, a.physical, static_cast<int32_t>(slots.gate.size())));
   BATON_RETURN_IF_ERROR(RunSlots(pass, slots, exchange));

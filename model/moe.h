@@ -17,10 +17,13 @@ absl::Status RunMlp(const PassContext& pass, const MlpWeights& w);
 // shared(x) + sum over the chosen experts, in expert order, of weight * expert(x).
 absl::Status RunMoe(const PassContext& pass, const MoeWeights& w);
 
-// The same where the experts lie in the slots of a group's ranks: `slots` are those of this layer.
-// Every rank of the group calls it, also for no rows.
-absl::Status RunMoeInGroup(const PassContext& pass, const MoeWeights& w,
-                           const ExpertTables::Layer& slots, ExpertExchange& exchange);
+// The same where the experts of MoE layer `layer` lie in the slots of a group's ranks. Every rank
+// of the group calls it, also for no rows. Which replica of an expert serves a row makes no
+// difference to the bits: in a tensor-parallel group, whose ranks have the rows of one pass, all
+// rows' choices are split so that the most loaded rank is as light as can be (SplitTokens); else
+// each row goes by its hash.
+absl::Status RunMoeInGroup(const PassContext& pass, const MoeWeights& w, const ExpertTables& tables,
+                           int32_t layer, ExpertExchange& exchange);
 
 }  // namespace baton::model
 
