@@ -99,16 +99,17 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device
                                                    .inner = config.moe_intermediate_size,
                                                    .choices = config.experts_per_token,
                                                    .act = options.act}));
-    BATON_RETURN_IF_ERROR(decoder->InstallPlacement(
-        {.placement = PlaceInOrder(TopologyOf(config, options.group.ranks()))}));
+    BATON_RETURN_IF_ERROR(
+        decoder->InstallExperts({.placement = std::make_shared<const scheduler::ExpertPlacement>(
+                                     PlaceInOrder(TopologyOf(config, options.group.ranks())))}));
   }
   return decoder;
 }
 
-absl::Status Decoder::InstallPlacement(const InstalledPlacement& installed) {
+absl::Status Decoder::InstallExperts(const scheduler::ActiveExperts& active) {
   BATON_CHECK(!options_.group.solo());
   BATON_ASSIGN_OR_RETURN(tables_,
-                         ExpertTables::Create(device_, model_.config, model_.weights, installed,
+                         ExpertTables::Create(device_, model_.config, model_.weights, active,
                                               options_.group.ranks(), options_.group.rank()));
   return absl::OkStatus();
 }

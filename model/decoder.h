@@ -48,8 +48,8 @@ class Decoder {
 
   // Where the experts lie from the next pass on; PlaceInOrder until the first call. The same on all
   // ranks. Errors as ExpertTables::Create; nothing changes then. Groups only.
-  absl::Status InstallPlacement(const InstalledPlacement& installed);
-  uint64_t placement_version() const { return tables_.installed().version; }
+  absl::Status InstallExperts(const scheduler::ActiveExperts& active);
+  uint64_t experts_version() const { return tables_.active().version; }
 
   // Runs all layers for every row of the plan (checked by CheckPlan against plan_limits()).
   // `observer` may be null. Groups split by Split::kTensor give the same plan to all ranks.

@@ -14,9 +14,9 @@ using kernels::DType;
 using kernels::TensorView;
 using scheduler::ExpertPlacement;
 
-absl::Status CheckShape(const ModelConfig& config, const InstalledPlacement& installed,
+absl::Status CheckShape(const ModelConfig& config, const scheduler::ActiveExperts& active,
                         int32_t ranks) {
-  const ExpertPlacement& p = installed.placement;
+  const ExpertPlacement& p = *active.placement;
   const int32_t layers = config.layers - config.dense_layers;
   if (p.layers() != layers || p.experts() != config.routed_experts || p.ranks() != ranks ||
       p.slots_per_rank() < 1) {
@@ -25,9 +25,9 @@ absl::Status CheckShape(const ModelConfig& config, const InstalledPlacement& ins
         p.ranks(), " ranks with ", p.slots_per_rank(), " slots, expected ", layers, " layers of ",
         config.routed_experts, " experts on ", ranks, " ranks"));
   }
-  if (!installed.live.empty() && installed.live.size() != static_cast<size_t>(ranks)) {
+  if (!active.live.empty() && active.live.size() != static_cast<size_t>(ranks)) {
     return absl::InvalidArgumentError(absl::StrCat("the placement's list of live ranks has ",
-                                                   installed.live.size(), " entries, expected ",
+                                                   active.live.size(), " entries, expected ",
                                                    ranks));
   }
   return absl::OkStatus();
@@ -60,17 +60,17 @@ ExpertPlacement PlaceInOrder(const scheduler::ExpertTopology& topology) {
 
 absl::StatusOr<ExpertTables> ExpertTables::Create(kernels::Device& device,
                                                   const ModelConfig& config, const Weights& weights,
-                                                  const InstalledPlacement& installed,
+                                                  const scheduler::ActiveExperts& active,
                                                   int32_t ranks, int32_t rank) {
-  BATON_RETURN_IF_ERROR(CheckShape(config, installed, ranks));
-  const ExpertPlacement& placement = installed.placement;
+  BATON_RETURN_IF_ERROR(CheckShape(config, active, ranks));
+  const ExpertPlacement& placement = *active.placement;
   ExpertTables result;
-  result.installed_ = installed;
+  result.active_ = active;
   std::vector<int32_t> tables;  // of each layer: replicas, then counts
   std::vector<int64_t> widths;
   for (int32_t i = 0; i < placement.layers(); ++i) {
     BATON_ASSIGN_OR_RETURN(const scheduler::ReplicaTable table,
-                           scheduler::MakeReplicaTable(placement, i, installed.live));
+                           scheduler::MakeReplicaTable(placement, i, active.live));
     widths.push_back(table.max_replicas);
     tables.insert(tables.end(), table.replicas.begin(), table.replicas.end());
     tables.insert(tables.end(), table.counts.begin(), table.counts.end());

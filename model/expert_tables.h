@@ -13,6 +13,7 @@
 #include "model/config.h"
 #include "model/weights.h"
 #include "scheduler/expert_placement.h"
+#include "scheduler/expert_switch.h"
 
 namespace baton::model {
 
@@ -23,13 +24,6 @@ scheduler::ExpertTopology TopologyOf(const ModelConfig& config, int32_t ranks,
 
 // The placement that knows no loads: the experts in order, then again from the first on.
 scheduler::ExpertPlacement PlaceInOrder(const scheduler::ExpertTopology& topology);
-
-// Which placement is in force, and without which ranks. A version names both.
-struct InstalledPlacement {
-  uint64_t version = 0;
-  scheduler::ExpertPlacement placement;
-  std::vector<bool> live;  // [ranks]; empty: all
-};
 
 class ExpertTables {
  public:
@@ -46,15 +40,15 @@ class ExpertTables {
   // group's, FAILED_PRECONDITION when an expert has no replica on a live rank.
   static absl::StatusOr<ExpertTables> Create(kernels::Device& device, const ModelConfig& config,
                                              const Weights& weights,
-                                             const InstalledPlacement& installed, int32_t ranks,
+                                             const scheduler::ActiveExperts& active, int32_t ranks,
                                              int32_t rank);
 
-  const InstalledPlacement& installed() const { return installed_; }
+  const scheduler::ActiveExperts& active() const { return active_; }
   // MoE layer i, counted without the dense layers.
   const Layer& layer(int32_t i) const { return layers_[static_cast<size_t>(i)]; }
 
  private:
-  InstalledPlacement installed_;
+  scheduler::ActiveExperts active_;
   std::vector<Layer> layers_;
   kernels::DeviceBuffer tables_;
 };

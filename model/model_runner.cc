@@ -121,7 +121,7 @@ class ModelRunner final : public Runner {
 
   // What the ranks of a group tell each other before a pass.
   struct StepHeader {
-    uint64_t placement_version = 0;
+    uint64_t experts_version = 0;
     int32_t rows = 0;
     int32_t reserved = 0;
   };
@@ -129,17 +129,17 @@ class ModelRunner final : public Runner {
   // Calls the other ranks into a pass and makes sure that all see the experts in the same places.
   absl::Status StepTogether(int32_t rows) {
     if (group_.solo()) return absl::OkStatus();
-    const StepHeader mine{.placement_version = decoder_->placement_version(), .rows = rows};
+    const StepHeader mine{.experts_version = decoder_->experts_version(), .rows = rows};
     headers_.resize(static_cast<size_t>(group_.ranks()));
     group_.collectives->Ring();
     BATON_RETURN_IF_ERROR(group_.collectives->AllGather(std::as_bytes(std::span(&mine, 1)),
                                                         std::as_writable_bytes(std::span(headers_)),
                                                         group_.timeout));
     for (size_t rank = 0; rank < headers_.size(); ++rank) {
-      if (headers_[rank].placement_version == mine.placement_version) continue;
+      if (headers_[rank].experts_version == mine.experts_version) continue;
       const absl::Status status = absl::InternalError(absl::StrCat(
-          "rank ", rank, " steps with expert placement ", headers_[rank].placement_version,
-          ", rank ", group_.rank(), " with ", mine.placement_version));
+          "rank ", rank, " steps with expert placement ", headers_[rank].experts_version,
+          ", rank ", group_.rank(), " with ", mine.experts_version));
       group_.collectives->Abort(status);
       return status;
     }

@@ -59,9 +59,9 @@ absl::Status RunExperts(const PassContext& pass, const MoeWeights& w) {
 
 // Rewrites a.physical: the choices of all ranks' rows, rank after rank, are split over the replicas
 // of each expert, and this rank's are assigned what is theirs of the split.
-absl::Status SpreadOverReplicas(const PassContext& pass, const InstalledPlacement& installed,
+absl::Status SpreadOverReplicas(const PassContext& pass, const scheduler::ActiveExperts& active,
                                 int32_t layer) {
-  const scheduler::ExpertPlacement& placement = installed.placement;
+  const scheduler::ExpertPlacement& placement = *active.placement;
   const size_t experts = static_cast<size_t>(placement.experts());
   const size_t ranks = static_cast<size_t>(pass.group.ranks());
   const std::span<const int32_t> choices(pass.a.experts.as<const int32_t>(),
@@ -76,7 +76,7 @@ absl::Status SpreadOverReplicas(const PassContext& pass, const InstalledPlacemen
       if (static_cast<int32_t>(rank) < pass.group.rank()) before[e] += all[rank * experts + e];
     }
   }
-  std::vector<int32_t> split = scheduler::SplitTokens(placement, layer, installed.live, total);
+  std::vector<int32_t> split = scheduler::SplitTokens(placement, layer, active.live, total);
   for (size_t e = 0; e < experts; ++e) {
     // Of the expert's choices [0, total) this rank has [before, before + mine).
     int32_t first = 0;
@@ -164,7 +164,7 @@ absl::Status RunMoeInGroup(const PassContext& pass, const MoeWeights& w, const E
   const ExpertTables::Layer& slots = tables.layer(layer);
   BATON_RETURN_IF_ERROR(ChooseExperts(pass, w, &slots));
   if (pass.group.tensor() && slots.replicas.dim(1) > 1) {
-    BATON_RETURN_IF_ERROR(SpreadOverReplicas(pass, tables.installed(), layer));
+    BATON_RETURN_IF_ERROR(SpreadOverReplicas(pass, tables.active(), layer));
   }
   BATON_RETURN_IF_ERROR(
       exchange.Dispatch(a.normed, a.physical, static_cast<int32_t>(slots.gate.size())));

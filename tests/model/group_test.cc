@@ -38,6 +38,11 @@ RunnerOptions Options(transport::Collectives* collectives, Split split) {
   return options;
 }
 
+std::shared_ptr<const scheduler::ExpertPlacement> Shared(
+    const scheduler::ExpertTopology& topology) {
+  return std::make_shared<const scheduler::ExpertPlacement>(PlaceInOrder(topology));
+}
+
 // Runs body(rank, collectives) on a thread for each rank.
 template <typename Body>
 void OnAllRanks(int32_t ranks, const Body& body) {
@@ -55,8 +60,8 @@ void OnAllRanks(int32_t ranks, const Body& body) {
 }
 
 // Every expert somewhere, more replicas at random.
-InstalledPlacement RandomPlacement(const ModelConfig& config, int32_t ranks, int32_t extra,
-                                   uint64_t seed) {
+scheduler::ActiveExperts RandomPlacement(const ModelConfig& config, int32_t ranks, int32_t extra,
+                                         uint64_t seed) {
   Rng rng(seed);
   scheduler::ExpertTopology topology = TopologyOf(config, ranks);
   topology.slots_per_rank = std::min(topology.slots_per_rank + extra, topology.experts);
@@ -72,7 +77,8 @@ InstalledPlacement RandomPlacement(const ModelConfig& config, int32_t ranks, int
   }
   const auto placement = scheduler::ExpertPlacement::FromSlots(topology, slots);
   EXPECT_TRUE(placement.ok()) << placement.status();
-  return {.version = seed, .placement = *placement};
+  return {.version = seed,
+          .placement = std::make_shared<const scheduler::ExpertPlacement>(*placement)};
 }
 
 class GroupTest : public testing::TestWithParam<std::string> {
@@ -99,8 +105,8 @@ TEST_P(GroupTest, TensorParallel) {
     OnAllRanks(ranks, [&](int32_t rank, transport::Collectives* collectives) {
       ModelHarness harness(model_, Options(collectives, Split::kTensor));
       if (ranks > 1) {
-        const absl::Status status = harness.decoder().InstallPlacement(
-            RandomPlacement(model_->config, ranks, ranks % 3, 7));
+        const absl::Status status =
+            harness.decoder().InstallExperts(RandomPlacement(model_->config, ranks, ranks % 3, 7));
         EXPECT_TRUE(status.ok()) << status;
       }
       // Fewer rows than ranks, one row, a whole chunk.
@@ -128,7 +134,7 @@ TEST_P(GroupTest, ExpertParallel) {
       int32_t position = 0;
       for (int32_t step = 0; step < kSteps; ++step) {
         if (step % 3 == 1) {
-          const absl::Status status = harness.decoder().InstallPlacement(
+          const absl::Status status = harness.decoder().InstallExperts(
               RandomPlacement(model_->config, ranks, step % 4, static_cast<uint64_t>(step)));
           EXPECT_TRUE(status.ok()) << status;
         }
@@ -153,10 +159,10 @@ TEST_P(GroupTest, ExpertsOfAMaskedRankAreServedByReplicas) {
     ModelHarness solo(model_, Options(nullptr, Split::kExpert));
     ModelHarness harness(model_, Options(collectives, Split::kExpert));
     const int32_t experts = model_->config.routed_experts;
-    InstalledPlacement full{.version = 1,
-                            .placement = PlaceInOrder(TopologyOf(model_->config, kRanks, experts)),
-                            .live = {true, false, true}};
-    const absl::Status status = harness.decoder().InstallPlacement(full);
+    scheduler::ActiveExperts full{.version = 1,
+                                  .placement = Shared(TopologyOf(model_->config, kRanks, experts)),
+                                  .live = {true, false, true}};
+    const absl::Status status = harness.decoder().InstallExperts(full);
     EXPECT_TRUE(status.ok()) << status;
     ExpectSameBits(harness.Forward(Form::kPrefill, {{&sequence, 0, 20}}),
                    solo.Forward(Form::kPrefill, {{&sequence, 0, 20}}));
@@ -167,16 +173,15 @@ TEST_P(GroupTest, RefusesPlacementsThatDoNotFit) {
   OnAllRanks(2, [&](int32_t, transport::Collectives* collectives) {
     ModelHarness harness(model_, Options(collectives, Split::kExpert));
     const scheduler::ExpertTopology topology = TopologyOf(model_->config, 2);
-    InstalledPlacement bad{
-        .version = 9, .placement = PlaceInOrder(topology), .live = {false, true}};
-    EXPECT_EQ(harness.decoder().InstallPlacement(bad).code(),
-              absl::StatusCode::kFailedPrecondition);
+    scheduler::ActiveExperts bad{
+        .version = 9, .placement = Shared(topology), .live = {false, true}};
+    EXPECT_EQ(harness.decoder().InstallExperts(bad).code(), absl::StatusCode::kFailedPrecondition);
     bad.live = {true};
-    EXPECT_EQ(harness.decoder().InstallPlacement(bad).message(),
+    EXPECT_EQ(harness.decoder().InstallExperts(bad).message(),
               "the placement's list of live ranks has 1 entries, expected 2");
-    bad = {.version = 9, .placement = PlaceInOrder(TopologyOf(model_->config, 3))};
-    EXPECT_EQ(harness.decoder().InstallPlacement(bad).code(), absl::StatusCode::kInvalidArgument);
-    EXPECT_EQ(harness.decoder().placement_version(), 0u);
+    bad = {.version = 9, .placement = Shared(TopologyOf(model_->config, 3))};
+    EXPECT_EQ(harness.decoder().InstallExperts(bad).code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(harness.decoder().experts_version(), 0u);
   });
 }
 

@@ -59,7 +59,8 @@ ARROWS = {
 }
 # Single headers beyond the folders above.
 EXTRA_HEADERS = {
-    "model": {"transport/collectives.h", "scheduler/expert_placement.h", "scheduler/expert_routing.h", "scheduler/types.h"},
+    "model": {"transport/collectives.h", "scheduler/expert_placement.h", "scheduler/expert_routing.h", "scheduler/expert_switch.h",
+              "scheduler/types.h"},
     "server": {"model/tokenizer.h"},
 }
 # The composition roots: they put the parts together, so they see them.
