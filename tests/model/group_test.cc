@@ -3,17 +3,17 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <string>
-#include <thread>
+#include <tuple>
 #include <vector>
 
-#include "base/clock.h"
 #include "base/random.h"
 #include "gtest/gtest.h"
 #include "model/expert_tables.h"
 #include "scheduler/expert_placement.h"
 #include "tests/model/model_harness.h"
-#include "transport/inproc/inproc_group.h"
+#include "tests/transport/group_fabrics.h"
 
 namespace baton::model {
 namespace {
@@ -43,22 +43,6 @@ std::shared_ptr<const scheduler::ExpertPlacement> Shared(
   return std::make_shared<const scheduler::ExpertPlacement>(PlaceInOrder(topology));
 }
 
-// Runs body(rank, collectives) on a thread for each rank.
-template <typename Body>
-void OnAllRanks(int32_t ranks, const Body& body) {
-  transport::InprocGroups groups(std::make_shared<MonotonicClock>());
-  std::vector<std::thread> threads;
-  for (int32_t rank = 0; rank < ranks; ++rank) {
-    threads.emplace_back([&, rank] {
-      const auto group =
-          groups.NewRendezvous()->Join({.group_id = "test", .world_size = ranks, .rank = rank});
-      ASSERT_TRUE(group.ok()) << group.status();
-      body(rank, group->get());
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-}
-
 // Every expert somewhere, more replicas at random.
 scheduler::ActiveExperts RandomPlacement(const ModelConfig& config, int32_t ranks, int32_t extra,
                                          uint64_t seed) {
@@ -81,9 +65,25 @@ scheduler::ActiveExperts RandomPlacement(const ModelConfig& config, int32_t rank
           .placement = std::make_shared<const scheduler::ExpertPlacement>(*placement)};
 }
 
-class GroupTest : public testing::TestWithParam<std::string> {
+// Model, and what the ranks talk over.
+using Setup = std::tuple<std::string, bool>;
+
+class GroupTest : public testing::TestWithParam<Setup> {
  protected:
-  GroupTest() : model_(LoadTestModel(GetParam())) {}
+  GroupTest() : model_(LoadTestModel(std::get<0>(GetParam()))) {
+    if (std::get<1>(GetParam())) {
+      fabric_ = std::make_unique<transport::UcxGroupFabric>("posix,tcp");
+    } else {
+      fabric_ = std::make_unique<transport::InprocGroupFabric>();
+    }
+  }
+
+  // Runs body(rank, collectives) on a thread for each rank.
+  template <typename Body>
+  void OnAllRanks(int32_t ranks, const Body& body) {
+    transport::TestGroupOf group(fabric_.get(), ranks);
+    transport::OnRanks(ranks, [&](int rank) { body(rank, &group.at(rank)); });
+  }
 
   TestSequence Sequence(int32_t length, uint64_t seed) const {
     return {RandomTokens(length, model_->config.vocab_size, seed), TestPages(length, 64)};
@@ -94,6 +94,7 @@ class GroupTest : public testing::TestWithParam<std::string> {
   }
 
   const std::shared_ptr<const LoadedModel> model_;
+  std::unique_ptr<transport::GroupFabric> fabric_;
 };
 
 TEST_P(GroupTest, TensorParallel) {
@@ -185,12 +186,19 @@ TEST_P(GroupTest, RefusesPlacementsThatDoNotFit) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, GroupTest, testing::ValuesIn(TestModelNames()),
-                         [](const auto& info) {
-                           std::string name = info.param;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+std::string SetupName(const testing::TestParamInfo<Setup>& info) {
+  std::string name = std::get<0>(info.param);
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+}
+INSTANTIATE_TEST_SUITE_P(Inproc, GroupTest,
+                         testing::Combine(testing::ValuesIn(TestModelNames()),
+                                          testing::Values(false)),
+                         SetupName);
+INSTANTIATE_TEST_SUITE_P(Ucx, GroupTest,
+                         testing::Combine(testing::Values("bf16-groups-mtp", "fp8-ragged-yarn"),
+                                          testing::Values(true)),
+                         SetupName);
 
 }  // namespace
 }  // namespace baton::model
