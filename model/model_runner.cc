@@ -138,8 +138,8 @@ class ModelRunner final : public Runner {
     for (size_t rank = 0; rank < headers_.size(); ++rank) {
       if (headers_[rank].experts_version == mine.experts_version) continue;
       const absl::Status status = absl::InternalError(absl::StrCat(
-          "rank ", rank, " steps with expert placement ", headers_[rank].experts_version,
-          ", rank ", group_.rank(), " with ", mine.experts_version));
+          "rank ", rank, " steps with expert placement ", headers_[rank].experts_version, ", rank ",
+          group_.rank(), " with ", mine.experts_version));
       group_.collectives->Abort(status);
       return status;
     }
