@@ -28,10 +28,11 @@ endif()
 
 # What every test runs with, and every `baton` that it starts. A report of a sanitizer ends the process, so that a test
 # which only looks at its children from outside fails as well.
+# ThreadSanitizer must not judge what libraries that are not instrumented do among themselves.
 set(BATON_TEST_ENVIRONMENT
     ASAN_OPTIONS=detect_stack_use_after_return=1
     LSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/lsan.supp:print_suppressions=0
-    TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp
+    TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1:second_deadlock_stack=1:suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp
     UBSAN_OPTIONS=print_stacktrace=1)
 # Sanitized code may take this many times as long before ctest ends it.
 set(BATON_TEST_TIMEOUT_SCALE 1)

@@ -11,6 +11,7 @@
 //   handing work to another thread    releases its argument; running it acquires it
 //   a cancelled call's reaction       releases what counts the call's reactions
 //   the call's last reaction          acquires it
+//   the end of a call                 releases what the end of a server acquires
 //
 // That is all: threads that use the same data without one of these between them still race. This
 // file itself is built without ThreadSanitizer, so that its own atomics order nothing. It knows
@@ -129,6 +130,8 @@ void WrapFunctor(void* tag) {
   functor->functor_run = Acquiring<Functor, int>::Wrap(functor->functor_run);
 }
 
+char ended_calls;  // only its address is of interest
+
 grpc_event Acquired(const grpc_event& event) {
   if (event.type == GRPC_OP_COMPLETE) __tsan_acquire(event.tag);
   return event;
@@ -150,6 +153,20 @@ grpc_call_error grpc_call_start_batch(grpc_call* call, const grpc_op* ops, size_
   WrapFunctor(tag);
   __tsan_release(tag);
   return next(call, ops, count, tag, reserved);
+}
+
+// A call's last reaction is over by then.
+void grpc_call_unref(grpc_call* call) {
+  static const auto next = Next<decltype(&grpc_call_unref)>("grpc_call_unref");
+  __tsan_release(&ended_calls);
+  next(call);
+}
+
+// A server is not destroyed before its calls have ended.
+void grpc_server_destroy(grpc_server* server) {
+  static const auto next = Next<decltype(&grpc_server_destroy)>("grpc_server_destroy");
+  next(server);
+  __tsan_acquire(&ended_calls);
 }
 
 grpc_event grpc_completion_queue_next(grpc_completion_queue* queue, gpr_timespec deadline,
