@@ -59,12 +59,6 @@ class CompletionCall {
     if (id_.has_value()) context_.frontend.Cancel(*id_);
   }
 
-  // gRPC gave up on the client: it left, which is a cancel, or its deadline passed, which the
-  // router sees for itself and counts as what it is.
-  void OnLeft() {
-    if (RemainingUntilDeadline(*call_) > Duration()) Cancel();
-  }
-
   // The name under which the client knows the request.
   std::string EchoId(RequestId id) const {
     return client_id_.empty() ? absl::StrCat("req-", absl::Hex(id.value(), absl::kZeroPad16))
@@ -162,7 +156,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
     Pump();
   }
 
-  void OnCancel() override { call_.OnLeft(); }
+  void OnCancel() override { call_.Cancel(); }
 
   void OnDone() override { self_.reset(); }
 
@@ -231,7 +225,7 @@ class CompleteReactor final : public grpc::ServerUnaryReactor,
                      length ? scheduler::FinishReason::kLength : scheduler::FinishReason::kStop);
   }
 
-  void OnCancel() override { call_.OnLeft(); }
+  void OnCancel() override { call_.Cancel(); }
   void OnDone() override { self_.reset(); }
 
  private:

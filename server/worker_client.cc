@@ -199,7 +199,9 @@ class WorkerStream : public wire::ClientStream<In, Out> {
 
   Link& link() { return link_; }
   RouterInbox& inbox() { return link_.shared().inbox; }
-  const scheduler::WorkerIdentity& router() const { return link_.shared().options.identity; }
+  // What the router says of itself: with what it has learnt, so that a worker that differs refuses
+  // it and says how.
+  scheduler::WorkerIdentity router() const { return link_.shared().Agreed(); }
   const scheduler::WorkerIdentity& worker() const { return worker_; }
 
  private:
