@@ -41,9 +41,9 @@ class FollowerImpl final : public Follower {
   }
 
   absl::Status Start(const FollowerOptions& options) {
-    BATON_ASSIGN_OR_RETURN(
-        follower_, GroupFollower::Create(options.handoff, clock_, link_, *runner_, *transport_));
     transport_->SetWakeup([this] { wakeups_.Wake(); });
+    BATON_ASSIGN_OR_RETURN(follower_, GroupFollower::Create(options.handoff, clock_, link_,
+                                                            *runner_, std::move(transport_)));
     collectives_->SetWakeup([this] { wakeups_.Wake(); });
     thread_.emplace("prefill-" + std::to_string(link_.rank()), [this] { Run(); });
     return absl::OkStatus();
@@ -76,7 +76,7 @@ class FollowerImpl final : public Follower {
   BoundedQueue<int> wakeups_{1};
   const std::unique_ptr<transport::Collectives> collectives_;
   const std::unique_ptr<model::Runner> runner_;
-  const std::unique_ptr<transport::KvTransport> transport_;
+  std::unique_ptr<transport::KvTransport> transport_;  // until the follower has it
   GroupLink link_;
   std::unique_ptr<GroupFollower> follower_;
   std::atomic<bool> stop_{false};

@@ -17,10 +17,10 @@ constexpr Duration kBacklogWait = Duration::Millis(1);
 
 absl::StatusOr<std::unique_ptr<GroupFollower>> GroupFollower::Create(
     const HandoffSenderOptions& options, Clock& clock, GroupLink& link, model::Runner& runner,
-    transport::KvTransport& transport) {
+    std::unique_ptr<transport::KvTransport> transport) {
   BATON_CHECK_NE(link.rank(), GroupLink::kLeader);
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<HandoffSender> sender,
-                         HandoffSender::Create(options, runner, transport));
+                         HandoffSender::Create(options, runner, std::move(transport)));
   return std::unique_ptr<GroupFollower>(new GroupFollower(clock, link, runner, std::move(sender)));
 }
 

@@ -22,12 +22,11 @@ namespace baton::prefill_worker {
 
 class GroupFollower {
  public:
-  // All references outlive the follower; the link's rank is not the leader's. Fails as
-  // HandoffSender::Create.
-  static absl::StatusOr<std::unique_ptr<GroupFollower>> Create(const HandoffSenderOptions& options,
-                                                               Clock& clock, GroupLink& link,
-                                                               model::Runner& runner,
-                                                               transport::KvTransport& transport);
+  // All references outlive the follower, which owns the transport; the link's rank is not the
+  // leader's. Fails as HandoffSender::Create.
+  static absl::StatusOr<std::unique_ptr<GroupFollower>> Create(
+      const HandoffSenderOptions& options, Clock& clock, GroupLink& link, model::Runner& runner,
+      std::unique_ptr<transport::KvTransport> transport);
 
   // One round: waits only for the other ranks, and only when one of them wants something.
   scheduler::TickResult Tick();

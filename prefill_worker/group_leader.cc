@@ -66,7 +66,7 @@ void GroupLeader::Count(const HandoffFinished& share, int rank) {
   open_.erase(it);
 }
 
-std::vector<HandoffFinished> GroupLeader::Merge(std::vector<HandoffFinished> own) {
+std::vector<HandoffFinished> GroupLeader::Merge(const std::vector<HandoffFinished>& own) {
   for (const HandoffFinished& share : own) Count(share, GroupLink::kLeader);
   return std::exchange(over_, {});
 }

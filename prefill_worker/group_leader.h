@@ -37,7 +37,7 @@ class GroupLeader {
 
   // Adds `own` (of this rank's sender) to the followers' reports; returns the hand-offs that are
   // over on all ranks, or failed on one.
-  std::vector<scheduler::HandoffFinished> Merge(std::vector<scheduler::HandoffFinished> own);
+  std::vector<scheduler::HandoffFinished> Merge(const std::vector<scheduler::HandoffFinished>& own);
 
  private:
   struct Shares {

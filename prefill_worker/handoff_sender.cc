@@ -10,59 +10,44 @@
 
 namespace baton::prefill_worker {
 
-namespace {
-
-constexpr int kShutdownPolls = 1000;
-
-}  // namespace
-
 using transport::KvEvent;
 using transport::KvEventKind;
 using transport::KvMessageHeader;
 using transport::TransferId;
 
 absl::StatusOr<std::unique_ptr<HandoffSender>> HandoffSender::Create(
-    const HandoffSenderOptions& options, model::Runner& runner, transport::KvTransport& transport) {
+    const HandoffSenderOptions& options, model::Runner& runner,
+    std::unique_ptr<transport::KvTransport> transport) {
   const model::RunnerInfo& info = runner.info();
   const auto page_bytes =
       static_cast<uint64_t>(info.page_tokens) * static_cast<uint64_t>(info.entry_bytes);
   const uint64_t limit = std::min({options.max_message_bytes, options.staging_bytes,
-                                   transport.capabilities().max_message_bytes});
+                                   transport->capabilities().max_message_bytes});
   if (page_bytes == 0 || page_bytes > limit) {
     return absl::InvalidArgumentError(absl::StrCat(
         "a page of one layer has ", page_bytes, " bytes; a hand-off message may have ", limit,
         " (the least of max_message_bytes, staging_bytes and the transport's limit of ",
-        transport.capabilities().max_message_bytes, "): raise them or use smaller pages"));
+        transport->capabilities().max_message_bytes, "): raise them or use smaller pages"));
   }
   BATON_CHECK(options.ranks >= 1 && options.rank >= 0 && options.rank < options.ranks);
   if (options.max_peers < 1 || options.max_transport_events < 1) {
     return absl::InvalidArgumentError("max_peers and max_transport_events must be at least 1");
   }
   auto sender = std::unique_ptr<HandoffSender>(
-      new HandoffSender(options, runner, transport,
+      new HandoffSender(options, runner, std::move(transport),
                         static_cast<int32_t>(std::min<uint64_t>(limit / page_bytes, 1 << 20))));
-  absl::StatusOr<transport::RegionId> region = transport.Register(sender->ring_.memory());
-  if (!region.ok()) return region.status();
-  sender->region_ = *region;
-  sender->registered_ = true;
+  BATON_RETURN_IF_ERROR(sender->transport_->Register(sender->ring_.memory()).status());
   return sender;
 }
 
 HandoffSender::HandoffSender(const HandoffSenderOptions& options, model::Runner& runner,
-                             transport::KvTransport& transport, int32_t pages_per_message)
+                             std::unique_ptr<transport::KvTransport> transport,
+                             int32_t pages_per_message)
     : options_(options),
       runner_(runner),
-      transport_(transport),
       pages_per_message_(pages_per_message),
-      ring_(options.staging_bytes) {}
-
-HandoffSender::~HandoffSender() {
-  for (const auto& [address, peer] : peers_) transport_.Release(peer.transfer);
-  // After a drain nothing is in flight. Otherwise a few rounds let the fabric finish; memory that
-  // it still reads then stays registered until the transport itself goes.
-  for (int round = 0; round < kShutdownPolls && !posts_.empty(); ++round) Progress();
-  if (registered_ && posts_.empty()) transport_.Unregister(region_);
-}
+      ring_(options.staging_bytes),
+      transport_(std::move(transport)) {}
 
 // --- calls --------------------------------------------------------------------------------
 
@@ -90,10 +75,10 @@ absl::StatusOr<TransferId> HandoffSender::TransferTo(const std::string& address)
       return absl::ResourceExhaustedError(
           absl::StrCat("hand-offs to ", options_.max_peers, " decode ranks are under way already"));
     }
-    transport_.Release(idle->second.transfer);
+    transport_->Release(idle->second.transfer);
     peers_.erase(idle);
   }
-  BATON_ASSIGN_OR_RETURN(const TransferId transfer, transport_.Prepare(address));
+  BATON_ASSIGN_OR_RETURN(const TransferId transfer, transport_->Prepare(address));
   peers_.emplace(address, Peer{transfer, 0});
   return transfer;
 }
@@ -178,7 +163,7 @@ void HandoffSender::EndPass() { pass_.clear(); }
 
 bool HandoffSender::Progress() {
   events_.clear();
-  transport_.Poll(&events_, options_.max_transport_events);
+  transport_->Poll(&events_, options_.max_transport_events);
   for (const KvEvent& event : events_) HandleEvent(event);
   WorkOffBacklog();
   return static_cast<int32_t>(events_.size()) >= options_.max_transport_events;
@@ -220,7 +205,7 @@ HandoffSender::PostResult HandoffSender::PostFront() {
                         static_cast<int32_t>(piece.token_count), payload) ^
       scheduler::HandoffSeal({piece.key, call.landing.epoch, header.layer, header.first_page,
                               header.page_count, header.token_count});
-  const absl::Status status = transport_.Post(call.transfer, post, header, payload);
+  const absl::Status status = transport_->Post(call.transfer, post, header, payload);
   if (status.ok()) {
     posts_.emplace(post, call.transfer);
     ++call.messages;
@@ -266,7 +251,7 @@ void HandoffSender::OnPeerLost(TransferId transfer, const absl::Status& status) 
                   absl::StrCat("the transfer to the decode rank broke: ", status.ToString())));
   }
   std::erase_if(peers_, [&](const auto& entry) { return entry.second.transfer == transfer; });
-  transport_.Release(transfer);
+  transport_->Release(transfer);
 }
 
 void HandoffSender::CheckInvariants() const {

@@ -5,6 +5,11 @@
 // it packs that layer's pages into the staging ring and posts them. Never waits: what does not fit
 // the ring or the transport now stands in a backlog that later layers and ticks work off (the
 // planner bounds how long). Owned and called by the prefill loop's thread.
+//
+// The sender owns its transport endpoint and the memory that messages are sent from. The endpoint
+// may read a payload until it says otherwise or is gone, and nobody can make it say so; so the
+// memory goes after the endpoint, and the destructor waits for nothing. What is in flight then is
+// lost: whoever wants it to arrive keeps the sender until has_posts_in_flight() is false.
 
 #include <cstdint>
 #include <deque>
@@ -35,11 +40,11 @@ struct HandoffSenderOptions {
 
 class HandoffSender final : public model::LayerObserver {
  public:
-  // INVALID_ARGUMENT when one page of one layer does not fit a message or the ring.
-  static absl::StatusOr<std::unique_ptr<HandoffSender>> Create(const HandoffSenderOptions& options,
-                                                               model::Runner& runner,
-                                                               transport::KvTransport& transport);
-  ~HandoffSender() override;
+  // INVALID_ARGUMENT when one page of one layer does not fit a message or the ring; whatever
+  // Register refuses. `runner` must outlive the sender.
+  static absl::StatusOr<std::unique_ptr<HandoffSender>> Create(
+      const HandoffSenderOptions& options, model::Runner& runner,
+      std::unique_ptr<transport::KvTransport> transport);
 
   void Open(const scheduler::OpenHandoff& open);
   // Forgets the call: nothing more is read from its pages or posted, nothing reported.
@@ -86,7 +91,7 @@ class HandoffSender final : public model::LayerObserver {
   };
 
   HandoffSender(const HandoffSenderOptions& options, model::Runner& runner,
-                transport::KvTransport& transport, int32_t pages_per_message);
+                std::unique_ptr<transport::KvTransport> transport, int32_t pages_per_message);
 
   absl::StatusOr<transport::TransferId> TransferTo(const std::string& address);
   void QueuePages(const scheduler::HandoffSlice& slice, int32_t layer, Call& call);
@@ -101,11 +106,10 @@ class HandoffSender final : public model::LayerObserver {
 
   const HandoffSenderOptions options_;
   model::Runner& runner_;
-  transport::KvTransport& transport_;
   const int32_t pages_per_message_;
   StagingRing ring_;
-  transport::RegionId region_;
-  bool registered_ = false;
+  // Below the ring: it reads the ring's memory until it is gone.
+  const std::unique_ptr<transport::KvTransport> transport_;
   std::map<std::string, Peer> peers_;  // by transport address
   std::map<RequestKey, Call> calls_;
   std::deque<Piece> backlog_;

@@ -18,7 +18,7 @@ constexpr Duration kBacklogWait = Duration::Millis(1);
 
 absl::StatusOr<std::unique_ptr<PrefillLoop>> PrefillLoop::Create(
     const PrefillLoopOptions& options, Clock& clock, model::Runner& runner,
-    transport::KvTransport& transport, PrefillInbox& inbox, PrefillOutbox& outbox,
+    std::unique_ptr<transport::KvTransport> transport, PrefillInbox& inbox, PrefillOutbox& outbox,
     PrefillObserver& observer) {
   const model::RunnerInfo& info = runner.info();
   scheduler::PrefillPlannerOptions planner = options.planner;
@@ -35,9 +35,9 @@ absl::StatusOr<std::unique_ptr<PrefillLoop>> PrefillLoop::Create(
                                                    planner.chunk_tokens,
                                                    "; each must be at least 1"));
   }
+  transport->SetWakeup([&inbox] { inbox.Wake(); });
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<HandoffSender> sender,
-                         HandoffSender::Create(options.handoff, runner, transport));
-  transport.SetWakeup([&inbox] { inbox.Wake(); });
+                         HandoffSender::Create(options.handoff, runner, std::move(transport)));
   runner.SetWakeup([&inbox] { inbox.Wake(); });
   return std::unique_ptr<PrefillLoop>(new PrefillLoop(planner, clock, runner, std::move(sender),
                                                       options.group, inbox, outbox, observer));
@@ -63,7 +63,7 @@ scheduler::TickResult PrefillLoop::Tick() {
   inbox_.DrainInto(events_);
   bool busy = sender_->Progress();
   std::vector<scheduler::HandoffFinished> over = sender_->TakeFinished();
-  if (leader_.has_value()) over = leader_->Merge(std::move(over));
+  if (leader_.has_value()) over = leader_->Merge(over);
   for (scheduler::HandoffFinished& finished : over) events_.emplace_back(std::move(finished));
   busy = busy || !events_.empty();
 

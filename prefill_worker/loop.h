@@ -2,8 +2,8 @@
 #define BATON_PREFILL_WORKER_LOOP_H_
 
 // A prefill worker's shell: inbox -> scheduler::PrefillPlanner -> runner and hand-off -> outbox.
-// One thread calls Tick and owns planner, runner and transport endpoint; services only push events
-// to the inbox and serve the outbox. Library: baton_prefill_worker_loop.
+// One thread calls Tick; the loop owns planner and transport endpoint, and uses the runner alone;
+// services only push events to the inbox and serve the outbox. Library: baton_prefill_worker_loop.
 
 #include <cstdint>
 #include <memory>
@@ -54,14 +54,12 @@ struct PrefillLoopOptions {
 
 class PrefillLoop {
  public:
-  // All references must outlive the loop; the transport must stop calling its wake-up before the
-  // inbox goes. INVALID_ARGUMENT when the options do not fit the runner or the transport.
-  static absl::StatusOr<std::unique_ptr<PrefillLoop>> Create(const PrefillLoopOptions& options,
-                                                             Clock& clock, model::Runner& runner,
-                                                             transport::KvTransport& transport,
-                                                             PrefillInbox& inbox,
-                                                             PrefillOutbox& outbox,
-                                                             PrefillObserver& observer);
+  // All references must outlive the loop. The transport, which wakes the inbox, goes with the loop.
+  // INVALID_ARGUMENT when the options do not fit the runner or the transport.
+  static absl::StatusOr<std::unique_ptr<PrefillLoop>> Create(
+      const PrefillLoopOptions& options, Clock& clock, model::Runner& runner,
+      std::unique_ptr<transport::KvTransport> transport, PrefillInbox& inbox, PrefillOutbox& outbox,
+      PrefillObserver& observer);
 
   // Tells the followers that the group is over.
   ~PrefillLoop();

@@ -141,9 +141,8 @@ class PrefillService final : public v1::PrefillWorker::CallbackService {
 class PrefillWorkerImpl final : public PrefillWorker, public PrefillOutbox, public PrefillObserver {
  public:
   PrefillWorkerImpl(const PrefillWorkerOptions& options, Clock& clock,
-                    std::unique_ptr<model::Runner> runner,
-                    std::unique_ptr<transport::KvTransport> transport,
-                    const PrefillMetrics& metrics, const Log& log)
+                    std::unique_ptr<model::Runner> runner, const PrefillMetrics& metrics,
+                    const Log& log)
       : options_(options),
         identity_(options.identity),
         metrics_(metrics),
@@ -151,17 +150,16 @@ class PrefillWorkerImpl final : public PrefillWorker, public PrefillOutbox, publ
         runner_(std::move(runner)),
         metered_runner_(*runner_, clock, metrics.worker),
         queue_(options.inbox_capacity),
-        transport_(std::move(transport)),
         inbox_([this](PrefillEvent&& event) { return queue_.TryPush(std::move(event)); }),
         sessions_(identity_, clock, inbox_, log),
         watchers_(identity_, log),
         service_(sessions_, watchers_),
         thread_(queue_, clock, options.poll_interval) {}
 
-  absl::Status Start() {
+  absl::Status Start(std::unique_ptr<transport::KvTransport> transport) {
     BATON_ASSIGN_OR_RETURN(std::unique_ptr<PrefillLoop> loop,
-                           PrefillLoop::Create(options_.loop, clock_, metered_runner_, *transport_,
-                                               queue_, *this, *this));
+                           PrefillLoop::Create(options_.loop, clock_, metered_runner_,
+                                               std::move(transport), queue_, *this, *this));
     watchers_.SetStatus(loop->initial_status());
     thread_.Start("prefill", std::move(loop));
     return absl::OkStatus();
@@ -211,9 +209,7 @@ class PrefillWorkerImpl final : public PrefillWorker, public PrefillOutbox, publ
   Clock& clock_;
   const std::unique_ptr<model::Runner> runner_;
   model::MeteredRunner metered_runner_;
-  PrefillInbox queue_;
-  // Below the queue, which its wake-ups touch until it is gone.
-  const std::unique_ptr<transport::KvTransport> transport_;
+  PrefillInbox queue_;  // the loop's transport wakes it
   wire::DeferredInbox<PrefillEvent> inbox_;
   CallerSessions sessions_;
   Watchers watchers_;
@@ -227,9 +223,9 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(
     const PrefillWorkerOptions& options, Clock& clock, std::unique_ptr<model::Runner> runner,
     std::unique_ptr<transport::KvTransport> transport, const PrefillMetrics& metrics,
     const Log& log) {
-  auto worker = std::make_unique<PrefillWorkerImpl>(options, clock, std::move(runner),
-                                                    std::move(transport), metrics, log);
-  BATON_RETURN_IF_ERROR(worker->Start());
+  auto worker =
+      std::make_unique<PrefillWorkerImpl>(options, clock, std::move(runner), metrics, log);
+  BATON_RETURN_IF_ERROR(worker->Start(std::move(transport)));
   return worker;
 }
 

@@ -121,12 +121,13 @@ class PrefillGroupTest : public testing::TestWithParam<int> {
     ASSERT_NE(collectives, nullptr);
     sim::StubRunner runner({.total_pages = 32, .fault_seed = static_cast<uint64_t>(rank) + 9},
                            nullptr);
-    const auto endpoint = fabric_.NewEndpoint("follower");
+    auto endpoint = fabric_.NewEndpoint("follower");
     GroupLink link(*collectives, kTimeout);
     BoundedQueue<int> wakeups(1);
     collectives->SetWakeup([&wakeups] { wakeups.Wake(); });
     endpoint->SetWakeup([&wakeups] { wakeups.Wake(); });
-    auto follower = GroupFollower::Create(Handoff(rank), *clock_, link, runner, *endpoint);
+    auto follower =
+        GroupFollower::Create(Handoff(rank), *clock_, link, runner, std::move(endpoint));
     ASSERT_TRUE(follower.ok()) << follower.status();
     while (!(*follower)->stopped() && (*follower)->status().ok()) {
       if (!(*follower)->Tick().busy) wakeups.WaitFor(Duration::Millis(1));
@@ -156,7 +157,6 @@ class PrefillGroupTest : public testing::TestWithParam<int> {
     {
       const auto collectives = Join(0);
       sim::StubRunner runner({.total_pages = 32}, nullptr);
-      const auto endpoint = fabric_.NewEndpoint("leader");
       GroupLink link(*collectives, kTimeout);
       PrefillInbox inbox(64);
       Observer observer;
@@ -165,8 +165,8 @@ class PrefillGroupTest : public testing::TestWithParam<int> {
       options.handoff = Handoff(0);
       options.group = &link;
       collectives->SetWakeup([&inbox] { inbox.Wake(); });
-      auto loop =
-          PrefillLoop::Create(options, *clock_, runner, *endpoint, inbox, outbox_, observer);
+      auto loop = PrefillLoop::Create(options, *clock_, runner, fabric_.NewEndpoint("leader"),
+                                      inbox, outbox_, observer);
       ASSERT_TRUE(loop.ok()) << loop.status();
       body(**loop, inbox);
       if (breaks_) collectives->Abort(absl::UnavailableError("the leader is gone"));

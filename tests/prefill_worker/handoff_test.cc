@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <set>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "base/random.h"
@@ -57,12 +60,10 @@ constexpr int32_t kTokens = sim::kPageTokens * 3 + 2;  // four pages
 class HandoffSenderTest : public testing::Test {
  protected:
   HandoffSenderTest()
-      : runner_({.total_pages = 16}, nullptr),
-        prefill_(fabric_.NewEndpoint("prefill")),
-        decode_(fabric_.NewEndpoint("decode")) {}
+      : runner_({.total_pages = 16}, nullptr), decode_(fabric_.NewEndpoint("decode")) {}
 
   void Create(HandoffSenderOptions options) {
-    auto sender = HandoffSender::Create(options, runner_, *prefill_);
+    auto sender = HandoffSender::Create(options, runner_, fabric_.NewEndpoint("prefill"));
     ASSERT_TRUE(sender.ok()) << sender.status();
     sender_ = std::move(*sender);
   }
@@ -108,7 +109,6 @@ class HandoffSenderTest : public testing::Test {
 
   sim::StubRunner runner_;
   transport::InprocFabric fabric_;
-  std::unique_ptr<transport::KvTransport> prefill_;
   std::unique_ptr<transport::KvTransport> decode_;
   std::unique_ptr<HandoffSender> sender_;
 };
@@ -199,8 +199,66 @@ TEST_F(HandoffSenderTest, AddressOfAnotherTransportFailsTheCall) {
 TEST_F(HandoffSenderTest, PageThatFitsNoMessageIsRefusedAtTheStart) {
   HandoffSenderOptions options;
   options.max_message_bytes = 8;
-  const auto sender = HandoffSender::Create(options, runner_, *prefill_);
+  const auto sender = HandoffSender::Create(options, runner_, fabric_.NewEndpoint("prefill"));
   EXPECT_EQ(sender.status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+// An endpoint that has not sent anything yet when it goes, and reads it all once more then.
+class SlowTransport final : public transport::KvTransport {
+ public:
+  // What is seen at the end.
+  struct Seen {
+    int payloads = 0;
+    int damaged = 0;
+    bool unregistered = false;
+  };
+  explicit SlowTransport(Seen* seen) : seen_(seen) {}
+  ~SlowTransport() override {
+    for (const auto& [payload, copy] : posts_) {
+      ++seen_->payloads;
+      seen_->damaged += std::equal(copy.begin(), copy.end(), payload.begin()) ? 0 : 1;
+    }
+  }
+  transport::Capabilities capabilities() const override {
+    return {.name = "slow", .max_message_bytes = 1 << 20, .max_posts_in_flight = 64};
+  }
+  std::string address() const override { return "slow"; }
+  absl::StatusOr<transport::RegionId> Register(std::span<std::byte>) override {
+    return transport::RegionId(1);
+  }
+  void Unregister(transport::RegionId) override { seen_->unregistered = true; }
+  absl::StatusOr<transport::TransferId> Prepare(const std::string&) override {
+    return transport::TransferId(1);
+  }
+  absl::Status Post(transport::TransferId, uint64_t, const transport::KvMessageHeader&,
+                    std::span<const std::byte> payload) override {
+    posts_.emplace_back(payload, std::vector<std::byte>(payload.begin(), payload.end()));
+    return absl::OkStatus();
+  }
+  void Poll(std::vector<transport::KvEvent>*, int) override {}
+  void Release(transport::TransferId) override {}
+  absl::Status Notify(transport::TransferId, std::span<const std::byte>) override {
+    return absl::UnimplementedError("");
+  }
+  void SetWakeup(std::function<void()>) override {}
+
+ private:
+  Seen* const seen_;
+  std::vector<std::pair<std::span<const std::byte>, std::vector<std::byte>>> posts_;
+};
+
+// AddressSanitizer sees it too when the memory goes first.
+TEST_F(HandoffSenderTest, MemoryOutlivesTheTransportThatReadsIt) {
+  SlowTransport::Seen seen;
+  auto sender = HandoffSender::Create({}, runner_, std::make_unique<SlowTransport>(&seen));
+  ASSERT_TRUE(sender.ok()) << sender.status();
+  sender_ = std::move(*sender);
+  Pass({Slice(Open(1)), Slice(Open(2))});
+  EXPECT_TRUE(sender_->has_posts_in_flight());
+  sender_.reset();  // waits for nothing
+  EXPECT_EQ(seen.payloads, 2 * sim::kLayers);
+  EXPECT_EQ(seen.damaged, 0);
+  EXPECT_FALSE(seen.unregistered);  // no post may be in flight then
 }
 
 }  // namespace

@@ -94,13 +94,12 @@ void Cluster::StartPrefill(int worker) {
   runner.slice_failure_chance = options_.slice_failure;
   runner.fault_seed = rng_.Next();
   host.runner = MakeRunner(host, runner);
-  host.transport = MakeTransport(host);
   host.inbox = std::make_unique<prefill_worker::PrefillInbox>(kInboxCapacity);
   prefill_worker::PrefillLoopOptions loop;
   loop.planner = options_.prefill;
   loop.handoff.staging_bytes = options_.staging_bytes;
   auto created = prefill_worker::PrefillLoop::Create(loop, host.clock, *host.runner,
-                                                     *host.transport, *host.inbox, host, host);
+                                                     MakeTransport(host), *host.inbox, host, host);
   BATON_CHECK_MSG(created.ok(), created.status().ToString());
   host.loop = std::move(*created);
   host.tick = [&host] {
@@ -169,8 +168,7 @@ void Cluster::StopPrefill(int worker, Duration down_for) {
   }
   host.up = false;
   host.next_tick = Tick::Infinite();
-  host.loop.reset();
-  host.transport.reset();
+  host.loop.reset();  // and its transport
   host.inbox.reset();
   host.runner.reset();
   for (const auto& [key, call] : calls_) {

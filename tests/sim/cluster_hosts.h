@@ -92,8 +92,7 @@ struct Cluster::PrefillHost : Host, prefill_worker::PrefillOutbox, prefill_worke
   const int index;
   bool joined = false;
   std::unique_ptr<model::Runner> runner;
-  std::unique_ptr<prefill_worker::PrefillInbox> inbox;  // the transport wakes it
-  std::unique_ptr<transport::KvTransport> transport;
+  std::unique_ptr<prefill_worker::PrefillInbox> inbox;  // the loop's transport wakes it
   std::unique_ptr<prefill_worker::PrefillLoop> loop;
   scheduler::PrefillReport report;
 };

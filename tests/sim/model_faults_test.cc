@@ -96,13 +96,39 @@ std::vector<Work> MakeWork(model::Runner& runner) {
   return work;
 }
 
+// A request of the seed that runs, as its client sees it.
+struct Client {
+  const Work* work = nullptr;
+  std::vector<TokenId> tokens;
+  int results = 0;
+};
+
 // What all seeds saw together.
 struct Totals {
   std::map<absl::StatusCode, int> ended;
   transport::FaultCounts faults;
   ClusterCounts counts;
-  int short_deliveries = 0;  // failed after some tokens had come
 };
+
+void TakeTokens(const scheduler::EmitTokens& emit, Client* client) {
+  EXPECT_EQ(client->results, 0) << "tokens after the end of request " << emit.id.value();
+  EXPECT_EQ(static_cast<size_t>(emit.first_index), client->tokens.size());
+  for (const scheduler::SampledToken& token : emit.tokens) client->tokens.push_back(token.token);
+}
+
+void TakeResult(const scheduler::RequestResult& result, Client* client, Totals* totals) {
+  ++client->results;
+  ++totals->ended[result.status.code()];
+  const std::vector<TokenId>& expected = client->work->expected;
+  if (result.status.ok()) {
+    EXPECT_EQ(client->tokens, expected) << "request " << result.id.value();
+    return;
+  }
+  EXPECT_EQ(result.status.code(), absl::StatusCode::kUnavailable) << result.status;
+  ASSERT_LE(client->tokens.size(), expected.size());
+  EXPECT_TRUE(std::equal(client->tokens.begin(), client->tokens.end(), expected.begin()))
+      << "request " << result.id.value() << " failed after a wrong token";
+}
 
 ClusterOptions OptionsFor(uint64_t seed) {
   ClusterOptions options;
@@ -163,11 +189,6 @@ class ModelFaultsTest : public testing::Test {
 void ModelFaultsTest::RunSeed(uint64_t seed, const transport::FaultyOptions& faults,
                               Totals* totals) {
   SCOPED_TRACE(absl::StrCat("seed ", seed));
-  struct Client {
-    const Work* work = nullptr;
-    std::vector<TokenId> tokens;
-    int results = 0;
-  };
   transport::InprocOptions inproc;
   inproc.max_message_bytes = 4096;  // three pages: a hand-off takes several messages of each layer
   inproc.staging_bytes = 64 << 10;
@@ -183,26 +204,11 @@ void ModelFaultsTest::RunSeed(uint64_t seed, const transport::FaultyOptions& fau
   std::map<RequestId, Client> clients;
   size_t ended = 0;
   const auto on_tokens = [&clients](const scheduler::EmitTokens& emit) {
-    Client& client = clients.at(emit.id);
-    EXPECT_EQ(client.results, 0) << "tokens after the end of request " << emit.id.value();
-    EXPECT_EQ(static_cast<size_t>(emit.first_index), client.tokens.size());
-    for (const scheduler::SampledToken& token : emit.tokens) client.tokens.push_back(token.token);
+    TakeTokens(emit, &clients.at(emit.id));
   };
   const auto on_result = [&](const scheduler::RequestResult& result) {
-    Client& client = clients.at(result.id);
-    ++client.results;
+    TakeResult(result, &clients.at(result.id), totals);
     ++ended;
-    ++totals->ended[result.status.code()];
-    const std::vector<TokenId>& expected = client.work->expected;
-    if (result.status.ok()) {
-      EXPECT_EQ(client.tokens, expected) << "request " << result.id.value();
-      return;
-    }
-    EXPECT_EQ(result.status.code(), absl::StatusCode::kUnavailable) << result.status;
-    ASSERT_LT(client.tokens.size(), expected.size());
-    EXPECT_TRUE(std::equal(client.tokens.begin(), client.tokens.end(), expected.begin()))
-        << "request " << result.id.value() << " failed after a wrong token";
-    totals->short_deliveries += client.tokens.empty() ? 0 : 1;
   };
   {
     Cluster cluster(options, queue, on_tokens, on_result);
