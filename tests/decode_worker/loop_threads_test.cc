@@ -176,27 +176,11 @@ struct Workers final : DecodeOutbox,
     prefill_worker::PrefillLoopOptions prefill;
     prefill.planner.chunk_tokens = 32;
     prefill.planner.handoff_timeout = Duration::Seconds(100);
-    auto prefill_made = MakePrefill(prefill, prefill_transport);
+    auto prefill_made = prefill_worker::PrefillLoop::Create(
+        prefill, clock, prefill_runner, fabric.NewEndpoint("prefill"), prefill_queue, *this, *this);
     BATON_CHECK(prefill_made.ok());
     decode_thread.Start("decode", std::move(*decode_made));
     prefill_thread.Start("prefill", std::move(*prefill_made));
-  }
-
-  // The loop takes the transport, or borrows it.
-  template <typename Transport>
-  absl::StatusOr<std::unique_ptr<prefill_worker::PrefillLoop>> MakePrefill(
-      const prefill_worker::PrefillLoopOptions& options, Transport& transport) {
-    using prefill_worker::PrefillLoop;
-    if constexpr (requires {
-                    PrefillLoop::Create(options, clock, prefill_runner, *transport, prefill_queue,
-                                        *this, *this);
-                  }) {
-      return PrefillLoop::Create(options, clock, prefill_runner, *transport, prefill_queue, *this,
-                                 *this);
-    } else {
-      return PrefillLoop::Create(options, clock, prefill_runner, std::move(transport),
-                                 prefill_queue, *this, *this);
-    }
   }
 
   // Returns when both loops have ended.
@@ -238,9 +222,8 @@ struct Workers final : DecodeOutbox,
   sim::StubRunner decode_runner{{.total_pages = kPages}, nullptr};
   sim::StubRunner prefill_runner{{.total_pages = kPages, .fault_seed = 2}, nullptr};
   transport::InprocFabric fabric;
-  // Below the queues, which their wake-ups touch until they are gone.
+  // Below the queue, which its wake-ups touch until it is gone.
   std::unique_ptr<transport::KvTransport> decode_transport = fabric.NewEndpoint("decode");
-  std::unique_ptr<transport::KvTransport> prefill_transport = fabric.NewEndpoint("prefill");
   LoopThread<DecodeLoop, DecodeEvent, scheduler::DecodeReport> decode_thread{decode_queue, clock,
                                                                              kForever};
   LoopThread<prefill_worker::PrefillLoop, PrefillEvent, scheduler::PrefillReport> prefill_thread{
