@@ -80,6 +80,7 @@ absl::StatusOr<ExpertTables> ExpertTables::Create(kernels::Device& device,
   BATON_RETURN_IF_ERROR(device.CopyToDevice(at, tables.data(), tables.size() * sizeof(int32_t)));
 
   const int64_t experts = placement.experts();
+  const size_t slots = static_cast<size_t>(placement.slots_per_rank());
   for (int32_t i = 0; i < placement.layers(); ++i) {
     const int64_t width = widths[static_cast<size_t>(i)];
     Layer layer;
@@ -87,10 +88,10 @@ absl::StatusOr<ExpertTables> ExpertTables::Create(kernels::Device& device,
     at += experts * width;
     layer.replica_count = TensorView::Contiguous(at, DType::kI32, {experts});
     at += experts;
-    const MoeWeights& moe = weights.layers[static_cast<size_t>(config.dense_layers + i)].moe;
+    const MoeWeights& moe =
+        weights.layers[static_cast<size_t>(config.dense_layers) + static_cast<size_t>(i)].moe;
     for (const int32_t expert :
-         placement.Slots(i).subspan(static_cast<size_t>(rank * placement.slots_per_rank()),
-                                    static_cast<size_t>(placement.slots_per_rank()))) {
+         placement.Slots(i).subspan(static_cast<size_t>(rank) * slots, slots)) {
       layer.gate.push_back(moe.expert_gate[static_cast<size_t>(expert)]);
       layer.up.push_back(moe.expert_up[static_cast<size_t>(expert)]);
       layer.down.push_back(moe.expert_down[static_cast<size_t>(expert)]);

@@ -30,7 +30,7 @@ class MeteredRunner final : public Runner {
   }
 
   bool PeersWait() const override { return runner_.PeersWait(); }
-  void SetWakeup(std::function<void()> wakeup) override { runner_.SetWakeup(std::move(wakeup)); }
+  void SetWakeup(const std::function<void()>& wakeup) override { runner_.SetWakeup(wakeup); }
 
   uint64_t PackPages(int32_t layer, std::span<const PageId> pages, int32_t token_count,
                      std::span<std::byte> out) override {

@@ -88,8 +88,8 @@ class ModelRunner final : public Runner {
   }
 
   bool PeersWait() const override { return !group_.solo() && group_.collectives->PeerWaits(); }
-  void SetWakeup(std::function<void()> wakeup) override {
-    if (!group_.solo()) group_.collectives->SetWakeup(std::move(wakeup));
+  void SetWakeup(const std::function<void()>& wakeup) override {
+    if (!group_.solo()) group_.collectives->SetWakeup(wakeup);
   }
 
   uint64_t PackPages(int32_t layer, std::span<const PageId> pages, int32_t token_count,
@@ -137,7 +137,7 @@ class ModelRunner final : public Runner {
                                                         group_.timeout));
     for (size_t rank = 0; rank < headers_.size(); ++rank) {
       if (headers_[rank].experts_version == mine.experts_version) continue;
-      const absl::Status status = absl::InternalError(absl::StrCat(
+      absl::Status status = absl::InternalError(absl::StrCat(
           "rank ", rank, " steps with expert placement ", headers_[rank].experts_version, ", rank ",
           group_.rank(), " with ", mine.experts_version));
       group_.collectives->Abort(status);

@@ -56,7 +56,7 @@ class Runner {
   // (an empty plan will do). `wakeup`, which may only mark that the loop should look, is called
   // from any thread when that may have become true; set once, before use.
   virtual bool PeersWait() const { return false; }
-  virtual void SetWakeup(std::function<void()> wakeup) { static_cast<void>(wakeup); }
+  virtual void SetWakeup(const std::function<void()>& /*wakeup*/) {}
 
   // Copies the first `token_count` tokens of `pages` (all full but the last) of one layer into
   // `out` (token_count * entry_bytes bytes, token order) and returns the 64-bit checksum of `out`.

@@ -21,7 +21,7 @@ absl::Status GroupLink::Exchange(std::span<const std::byte> mine) {
       std::as_bytes(std::span(&size, 1)), std::as_writable_bytes(std::span(sizes_)), timeout_));
   for (size_t rank = 0; rank < ranks; ++rank) {
     if (sizes_[rank] <= kMaxBytes) continue;
-    const absl::Status status =
+    absl::Status status =
         absl::InternalError(absl::StrCat("rank ", rank, " of the prefill group announced ",
                                          sizes_[rank], " bytes, expected at most ", kMaxBytes));
     collectives_.Abort(status);

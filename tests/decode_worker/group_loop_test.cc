@@ -25,7 +25,7 @@ class WaitingPeers final : public model::Runner {
     return status;
   }
   bool PeersWait() const override { return waiting > 0; }
-  void SetWakeup(std::function<void()> wakeup) override { wakeup_ = std::move(wakeup); }
+  void SetWakeup(const std::function<void()>& wakeup) override { wakeup_ = wakeup; }
   uint64_t PackPages(int32_t layer, std::span<const PageId> pages, int32_t token_count,
                      std::span<std::byte> out) override {
     return stub_.PackPages(layer, pages, token_count, out);
