@@ -8,6 +8,7 @@
 
 #include "base/thread.h"
 #include "tests/e2e/cluster.h"
+#include "tests/sanitized.h"
 
 namespace baton::e2e {
 namespace {
@@ -32,7 +33,7 @@ server::ClientRequest Long(int repeats, int32_t max_tokens) {
 TEST(Failures, AKilledPrefillWorkerCostsNoRequest) {
   Cluster cluster({.prefill_workers = 2, .prefill_flags = {"--prefill.chunk_tokens=32"}});
   ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
-  const server::ClientRequest request = Long(80, 16);
+  const server::ClientRequest request = Long(80 / kSanitizedTestScale, 16);
   const absl::StatusOr<server::ClientResult> alone = cluster.Connect()->Generate(request, TakeAll);
   ASSERT_TRUE(alone.ok()) << alone.status();
   std::atomic<int> right{0};
@@ -95,7 +96,7 @@ TEST(Failures, AWorkerOfAnotherModelIsRefused) {
 TEST(Failures, SigtermLetsRunningRequestsFinish) {
   Cluster cluster({});
   ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
-  const server::ClientRequest request = Long(2, 400);
+  const server::ClientRequest request = Long(2, 400 / kSanitizedTestScale);
   const absl::StatusOr<server::ClientResult> alone = cluster.Connect()->Generate(request, TakeAll);
   ASSERT_TRUE(alone.ok()) << alone.status();
   ASSERT_TRUE(Eventually(kFreeWithinSeconds, [&] { return cluster.DecodePages() == 0; }));

@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <spawn.h>
@@ -78,9 +79,14 @@ BatonProcess::BatonProcess(const ScratchDirectory& scratch, const std::string& n
 }
 
 BatonProcess::~BatonProcess() {
-  if (pid_ < 0) return;
-  ::kill(pid_, SIGKILL);
-  ::waitpid(pid_, nullptr, 0);
+  if (pid_ >= 0) {
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+  }
+  const std::string log = Log();
+  for (const char* report : {"Sanitizer", "runtime error:"}) {
+    if (log.find(report) != std::string::npos) ADD_FAILURE() << log_file_ << ":\n" << log;
+  }
 }
 
 bool BatonProcess::WaitForPorts() {

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/sanitized.h"
+
 namespace baton::e2e {
 
 // A directory that goes with its object.
@@ -28,7 +30,8 @@ class BatonProcess {
   // processes of a test apart.
   BatonProcess(const ScratchDirectory& scratch, const std::string& name,
                std::vector<std::string> arguments);
-  ~BatonProcess();  // kills it, if it still runs
+  // Kills it, if it still runs. The test fails when a sanitizer has found something in it.
+  ~BatonProcess();
   BatonProcess(const BatonProcess&) = delete;
 
   // Waits for the port file; false when the process ended or a minute has passed.
@@ -61,7 +64,7 @@ std::string HttpGet(int port, const std::string& path);
 // The value of a series in a /metrics page; -1 when it is not there.
 double MetricValue(const std::string& page, const std::string& series);
 
-// Calls `done` until it is true; false after `seconds`.
+// Calls `done` until it is true; false after `seconds` (more when a sanitizer slows things down).
 template <typename Done>
 bool Eventually(double seconds, Done done);
 
@@ -69,7 +72,7 @@ void PauseMillis(int millis);
 
 template <typename Done>
 bool Eventually(double seconds, Done done) {
-  for (int i = 0; i < static_cast<int>(seconds * 100); ++i) {
+  for (int i = 0; i < static_cast<int>(seconds * 100 * kSanitizedTestScale); ++i) {
     if (done()) return true;
     PauseMillis(10);
   }
