@@ -30,9 +30,12 @@ using scheduler::EndKind;
 using scheduler::PrefillEvent;
 
 constexpr size_t kInboxCapacity = 4;  // small, so that producers find it full
-constexpr int32_t kPages = 512;
 constexpr int kRouters = 4;
 constexpr int kRequestsOfARouter = 40;
+// Room for all requests at once, so that none is refused: a router without credits may always send
+// one start, and these routers do not count what prefill takes.
+constexpr int32_t kAllRequests = kRouters * kRequestsOfARouter;
+constexpr int32_t kPages = 1024;
 constexpr scheduler::CallerId kDecodeCaller(1);
 // Far more than anything here takes: a bound that is met means a lost event.
 constexpr std::chrono::seconds kLimit(120);
@@ -166,7 +169,9 @@ struct Workers final : DecodeOutbox,
       routers.push_back(std::make_unique<TestRouter>(RouterId(i), decode_inbox, clock));
     }
     DecodeLoopOptions decode;
-    decode.planner.max_batch_rows = 64;
+    decode.planner.max_batch_rows = kAllRequests;
+    decode.planner.max_sequences = kAllRequests;
+    decode.planner.max_landings = kAllRequests;
     decode.planner.handoff_timeout = Duration::Seconds(100);
     decode.planner.release_timeout = Duration::Seconds(100);
     decode.planner.eos_token_ids = {sim::kEos};
@@ -174,6 +179,7 @@ struct Workers final : DecodeOutbox,
                                           decode_queue, *this, *this);
     BATON_CHECK(decode_made.ok());
     prefill_worker::PrefillLoopOptions prefill;
+    prefill.planner.slots = kAllRequests;
     prefill.planner.chunk_tokens = 32;
     prefill.planner.handoff_timeout = Duration::Seconds(100);
     auto prefill_made = prefill_worker::PrefillLoop::Create(
