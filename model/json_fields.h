@@ -30,7 +30,8 @@ inline absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view text,
   }
   nlohmann::json value = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (value.is_discarded())
-    return absl::InvalidArgumentError(absl::StrCat(source, ": not valid JSON (cut short or damaged?); copy it again"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(source, ": not valid JSON (cut short or damaged?); copy it again"));
   if (!value.is_object()) {
     return absl::InvalidArgumentError(absl::StrCat(source, ": holds no JSON object"));
   }
