@@ -12,11 +12,13 @@
 #include <cerrno>
 #include <cstring>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/host_port.h"
 #include "base/status_macros.h"
 
 namespace baton::server {
@@ -90,15 +92,13 @@ absl::Status ProbeAddress(const std::string& address) {
   const auto fail = [&](const std::string& why, const char* fix) {
     return absl::UnavailableError(absl::StrCat("cannot listen on ", address, ": ", why, "; ", fix));
   };
-  const size_t colon = address.rfind(':');
-  if (colon == std::string::npos) return fail("no port in it", "give host:port");
-  std::string host = address.substr(0, colon);
-  if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
+  const std::optional<HostPort> parts = SplitHostPort(address);
+  if (!parts.has_value()) return fail("no port in it", "give host:port");
   addrinfo hints = {};
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_PASSIVE;
   addrinfo* found = nullptr;
-  const int code = getaddrinfo(host.c_str(), address.c_str() + colon + 1, &hints, &found);
+  const int code = getaddrinfo(parts->host.c_str(), parts->port.c_str(), &hints, &found);
   if (code != 0) return fail(gai_strerror(code), "is the host's name right?");
   const std::unique_ptr<addrinfo, void (*)(addrinfo*)> owner(found, freeaddrinfo);
   int error = 0;

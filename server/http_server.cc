@@ -22,6 +22,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/host_port.h"
 #include "base/thread.h"
 
 namespace baton::server {
@@ -34,23 +35,6 @@ using asio::ip::tcp;
 
 // Errors are values in here: Boost would otherwise throw them through the coroutines.
 constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
-
-struct HostPort {
-  std::string host;
-  std::string port;
-};
-
-// "127.0.0.1:80", "[::1]:80", ":80".
-std::optional<HostPort> SplitAddress(std::string_view address) {
-  const size_t colon = address.rfind(':');
-  if (colon == std::string_view::npos || colon + 1 == address.size()) return std::nullopt;
-  std::string_view host = address.substr(0, colon);
-  if (host.size() >= 2 && host.front() == '[' && host.back() == ']') {
-    host = host.substr(1, host.size() - 2);
-  }
-  if (host.empty()) host = "0.0.0.0";
-  return HostPort{std::string(host), std::string(address.substr(colon + 1))};
-}
 
 std::chrono::nanoseconds Nanos(Duration duration) {
   return std::chrono::nanoseconds(duration.nanos());
@@ -71,11 +55,12 @@ class HttpServerImpl final : public HttpServer {
   }
 
   absl::Status Listen() {
-    const std::optional<HostPort> parsed = SplitAddress(options_.address);
-    if (!parsed.has_value()) {
+    std::optional<HostPort> parsed = SplitHostPort(options_.address);
+    if (!parsed.has_value() || parsed->port.empty()) {
       return absl::InvalidArgumentError(absl::StrCat("HTTP address is \"", options_.address,
                                                      "\", must be host:port, like 0.0.0.0:8080"));
     }
+    if (parsed->host.empty()) parsed->host = "0.0.0.0";
     boost::system::error_code error;
     tcp::resolver resolver(io_);
     const auto found = resolver.resolve(parsed->host, parsed->port, tcp::resolver::passive, error);

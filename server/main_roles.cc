@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/build_info.h"
+#include "base/host_port.h"
 #include "base/status_macros.h"
 #include "server/grpc_host.h"
 #include "server/http_server.h"
@@ -164,8 +165,7 @@ absl::StatusOr<std::unique_ptr<transport::KvTransport>> MakeProcessTransport(
 }
 
 std::string SpecificIp(const std::string& address) {
-  std::string host = address.substr(0, address.rfind(':'));
-  if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
+  const std::string host = SplitHostPort(address).value_or(HostPort{address, ""}).host;
   unsigned char bytes[sizeof(in6_addr)] = {};
   if (inet_pton(AF_INET, host.c_str(), bytes) != 1 &&
       inet_pton(AF_INET6, host.c_str(), bytes) != 1) {

@@ -11,10 +11,12 @@
 #include <cerrno>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/host_port.h"
 #include "base/status_macros.h"
 
 namespace baton::transport {
@@ -55,17 +57,15 @@ absl::Status Ended(const char* what) {
 }
 
 absl::StatusOr<SocketName> Resolve(const std::string& address) {
-  const size_t colon = address.rfind(':');
-  if (colon == std::string::npos || colon == 0 || colon + 1 == address.size()) {
+  const std::optional<HostPort> parts = SplitHostPort(address);
+  if (!parts.has_value() || address.front() == ':' || parts->port.empty()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "'", address, "' is no address; write host:port, e.g. 10.0.0.5:7000 or [fd00::5]:7000"));
   }
-  std::string host = address.substr(0, colon);
-  if (host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
   addrinfo hints = {};
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* raw = nullptr;
-  const int error = getaddrinfo(host.c_str(), address.substr(colon + 1).c_str(), &hints, &raw);
+  const int error = getaddrinfo(parts->host.c_str(), parts->port.c_str(), &hints, &raw);
   if (error != 0) {
     return absl::UnavailableError(
         absl::StrCat("cannot resolve '", address, "': ", gai_strerror(error)));
