@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "decode_worker/loop.h"
 #include "gtest/gtest.h"
+#include "model/runner_decorator.h"
 #include "tests/sim/stub_runner.h"
 #include "transport/inproc/inproc_transport.h"
 
@@ -15,9 +16,10 @@ namespace baton::decode_worker {
 namespace {
 
 // Ranks that wait, as often as the test says, and the passes that they got.
-class WaitingPeers final : public model::Runner {
+class WaitingPeers final : public model::RunnerDecorator {
  public:
-  const model::RunnerInfo& info() const override { return stub_.info(); }
+  explicit WaitingPeers(model::Runner& runner) : RunnerDecorator(runner) {}
+
   absl::Status Run(const scheduler::BatchPlan& plan, model::LayerObserver*,
                    scheduler::StepOutput*) override {
     passes.push_back(plan);
@@ -26,14 +28,6 @@ class WaitingPeers final : public model::Runner {
   }
   bool PeersWait() const override { return waiting > 0; }
   void SetWakeup(const std::function<void()>& wakeup) override { wakeup_ = wakeup; }
-  uint64_t PackPages(int32_t layer, std::span<const PageId> pages, int32_t token_count,
-                     std::span<std::byte> out) override {
-    return stub_.PackPages(layer, pages, token_count, out);
-  }
-  absl::Status UnpackPages(int32_t layer, std::span<const PageId> pages, int32_t token_count,
-                           std::span<const std::byte> bytes, uint64_t checksum) override {
-    return stub_.UnpackPages(layer, pages, token_count, bytes, checksum);
-  }
   void Wake() { wakeup_(); }
 
   int waiting = 0;
@@ -41,7 +35,6 @@ class WaitingPeers final : public model::Runner {
   std::vector<scheduler::BatchPlan> passes;
 
  private:
-  sim::StubRunner stub_{{}, nullptr};
   std::function<void()> wakeup_;
 };
 
@@ -56,7 +49,8 @@ struct Observer final : DecodeObserver {
 
 TEST(DecodeGroupLoopTest, AnIdleRankRunsEmptyPassesWhilePeersWait) {
   ManualClock clock;
-  WaitingPeers peers;
+  sim::StubRunner stub({}, nullptr);
+  WaitingPeers peers(stub);
   transport::InprocFabric fabric;
   const auto endpoint = fabric.NewEndpoint("decode");
   DecodeInbox inbox(16);

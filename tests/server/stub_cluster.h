@@ -16,7 +16,7 @@
 
 #include "base/clock.h"
 #include "base/metrics.h"
-#include "model/runner.h"
+#include "model/runner_decorator.h"
 #include "model/tokenizer.h"
 #include "proto/baton/v1/completion.grpc.pb.h"
 #include "server/embedded.h"
@@ -65,27 +65,18 @@ class Gate {
   int admitted_ = 0;  // guarded by mutex_
 };
 
-class GatedRunner final : public model::Runner {
+class GatedRunner final : public model::RunnerDecorator {
  public:
   GatedRunner(std::unique_ptr<model::Runner> runner, Gate& gate)
-      : runner_(std::move(runner)), gate_(gate) {}
-  const model::RunnerInfo& info() const override { return runner_->info(); }
+      : RunnerDecorator(*runner), runner_(std::move(runner)), gate_(gate) {}
   absl::Status Run(const scheduler::BatchPlan& plan, model::LayerObserver* observer,
                    scheduler::StepOutput* output) override {
     gate_.Pass();
-    return runner_->Run(plan, observer, output);
-  }
-  uint64_t PackPages(int32_t layer, std::span<const PageId> pages, int32_t token_count,
-                     std::span<std::byte> out) override {
-    return runner_->PackPages(layer, pages, token_count, out);
-  }
-  absl::Status UnpackPages(int32_t layer, std::span<const PageId> pages, int32_t token_count,
-                           std::span<const std::byte> bytes, uint64_t checksum) override {
-    return runner_->UnpackPages(layer, pages, token_count, bytes, checksum);
+    return RunnerDecorator::Run(plan, observer, output);
   }
 
  private:
-  std::unique_ptr<model::Runner> runner_;
+  const std::unique_ptr<model::Runner> runner_;
   Gate& gate_;
 };
 

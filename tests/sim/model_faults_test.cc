@@ -13,6 +13,7 @@
 #include "gtest/gtest.h"
 #include "model/generate.h"
 #include "model/model_runner.h"
+#include "model/runner_decorator.h"
 #include "tests/model/model_harness.h"
 #include "tests/sim/cluster.h"
 #include "tests/sim/faulty_wires.h"
@@ -40,24 +41,15 @@ std::shared_ptr<model::Runner> NewRunner(const std::shared_ptr<const model::Load
 
 // A runner that outlives its host, on the host's clock: building one for each seed takes longer
 // than the seed. Its pages hold what the last host left there.
-class BorrowedRunner final : public model::Runner {
+class BorrowedRunner final : public model::RunnerDecorator {
  public:
   BorrowedRunner(std::shared_ptr<model::Runner> runner, ManualClock* clock)
-      : runner_(std::move(runner)), clock_(clock) {}
+      : RunnerDecorator(*runner), runner_(std::move(runner)), clock_(clock) {}
 
-  const model::RunnerInfo& info() const override { return runner_->info(); }
   absl::Status Run(const scheduler::BatchPlan& plan, model::LayerObserver* observer,
                    scheduler::StepOutput* output) override {
     clock_->Advance(Duration::Micros(300) + Duration::Micros(20) * plan.total_rows);
-    return runner_->Run(plan, observer, output);
-  }
-  uint64_t PackPages(int32_t layer, std::span<const PageId> pages, int32_t token_count,
-                     std::span<std::byte> out) override {
-    return runner_->PackPages(layer, pages, token_count, out);
-  }
-  absl::Status UnpackPages(int32_t layer, std::span<const PageId> pages, int32_t token_count,
-                           std::span<const std::byte> bytes, uint64_t checksum) override {
-    return runner_->UnpackPages(layer, pages, token_count, bytes, checksum);
+    return RunnerDecorator::Run(plan, observer, output);
   }
 
  private:
