@@ -12,6 +12,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace baton {
@@ -33,9 +34,8 @@ class ByteWriter {
   }
   void PutString(std::string_view text) { PutAll(std::span<const char>(text.data(), text.size())); }
 
-  std::span<const std::byte> bytes() const { return bytes_; }
-  size_t size() const { return bytes_.size(); }
-  void Clear() { bytes_.clear(); }
+  // What was put, as one block; the writer is empty again.
+  std::vector<std::byte> Take() { return std::exchange(bytes_, {}); }
 
  private:
   std::vector<std::byte> bytes_;

@@ -99,9 +99,11 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device
                                                    .inner = config.moe_intermediate_size,
                                                    .choices = config.experts_per_token,
                                                    .act = options.act}));
-    BATON_RETURN_IF_ERROR(
-        decoder->InstallExperts({.placement = std::make_shared<const scheduler::ExpertPlacement>(
-                                     PlaceInOrder(TopologyOf(config, options.group.ranks())))}));
+    BATON_ASSIGN_OR_RETURN(
+        scheduler::ExpertPlacement in_order,
+        scheduler::ExpertPlacement::InOrder(TopologyOf(config, options.group.ranks())));
+    BATON_RETURN_IF_ERROR(decoder->InstallExperts(
+        {.placement = std::make_shared<const scheduler::ExpertPlacement>(std::move(in_order))}));
   }
   return decoder;
 }

@@ -46,7 +46,7 @@ class Decoder {
                                                          const LoadedModel& model, KvCache& cache,
                                                          const DecoderOptions& options);
 
-  // Where the experts lie from the next pass on; PlaceInOrder until the first call. The same on all
+  // Where the experts lie from the next pass on; in order until the first call. The same on all
   // ranks. Errors as ExpertTables::Create; nothing changes then. Groups only.
   absl::Status InstallExperts(const scheduler::ActiveExperts& active);
   uint64_t experts_version() const { return tables_.active().version; }

@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "base/check.h"
 #include "base/status_macros.h"
 #include "scheduler/expert_routing.h"
 
@@ -44,18 +43,6 @@ scheduler::ExpertTopology TopologyOf(const ModelConfig& config, int32_t ranks,
           .slots_per_rank = slots_per_rank > 0
                                 ? slots_per_rank
                                 : scheduler::SlotsPerRank(config.routed_experts, 0, ranks)};
-}
-
-ExpertPlacement PlaceInOrder(const scheduler::ExpertTopology& topology) {
-  std::vector<int32_t> slots;
-  for (int32_t layer = 0; layer < topology.layers; ++layer) {
-    for (int32_t slot = 0; slot < topology.slots(); ++slot) {
-      slots.push_back(slot % topology.experts);
-    }
-  }
-  absl::StatusOr<ExpertPlacement> placement = ExpertPlacement::FromSlots(topology, slots);
-  BATON_CHECK_MSG(placement.ok(), placement.status().ToString());
-  return *std::move(placement);
 }
 
 absl::StatusOr<ExpertTables> ExpertTables::Create(kernels::Device& device,

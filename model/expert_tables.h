@@ -22,9 +22,6 @@ namespace baton::model {
 scheduler::ExpertTopology TopologyOf(const ModelConfig& config, int32_t ranks,
                                      int32_t slots_per_rank = 0);
 
-// The placement that knows no loads: the experts in order, then again from the first on.
-scheduler::ExpertPlacement PlaceInOrder(const scheduler::ExpertTopology& topology);
-
 class ExpertTables {
  public:
   struct Layer {

@@ -105,7 +105,7 @@ class ModelRunner final : public Runner {
  private:
   absl::Status RunGood(const scheduler::BatchPlan& plan, LayerObserver* observer,
                        scheduler::StepOutput* output) {
-    BATON_RETURN_IF_ERROR(StepTogether(plan.total_rows));
+    BATON_RETURN_IF_ERROR(StepTogether());
     BATON_RETURN_IF_ERROR(decoder_->Forward(plan, observer));
     sampled_.clear();
     sampled_rows_.clear();
@@ -119,27 +119,20 @@ class ModelRunner final : public Runner {
     return SampleAll(output);
   }
 
-  // What the ranks of a group tell each other before a pass.
-  struct StepHeader {
-    uint64_t experts_version = 0;
-    int32_t rows = 0;
-    int32_t reserved = 0;
-  };
-
   // Calls the other ranks into a pass and makes sure that all see the experts in the same places.
-  absl::Status StepTogether(int32_t rows) {
+  absl::Status StepTogether() {
     if (group_.solo()) return absl::OkStatus();
-    const StepHeader mine{.experts_version = decoder_->experts_version(), .rows = rows};
-    headers_.resize(static_cast<size_t>(group_.ranks()));
+    const uint64_t mine = decoder_->experts_version();
+    versions_.resize(static_cast<size_t>(group_.ranks()));
     group_.collectives->Ring();
-    BATON_RETURN_IF_ERROR(group_.collectives->AllGather(std::as_bytes(std::span(&mine, 1)),
-                                                        std::as_writable_bytes(std::span(headers_)),
-                                                        group_.timeout));
-    for (size_t rank = 0; rank < headers_.size(); ++rank) {
-      if (headers_[rank].experts_version == mine.experts_version) continue;
-      absl::Status status = absl::InternalError(absl::StrCat(
-          "rank ", rank, " steps with expert placement ", headers_[rank].experts_version, ", rank ",
-          group_.rank(), " with ", mine.experts_version));
+    BATON_RETURN_IF_ERROR(group_.collectives->AllGather(
+        std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(versions_)),
+        group_.timeout));
+    for (size_t rank = 0; rank < versions_.size(); ++rank) {
+      if (versions_[rank] == mine) continue;
+      absl::Status status = absl::InternalError(
+          absl::StrCat("rank ", rank, " steps with expert placement ", versions_[rank], ", rank ",
+                       group_.rank(), " with ", mine));
       group_.collectives->Abort(status);
       return status;
     }
@@ -170,7 +163,7 @@ class ModelRunner final : public Runner {
   Sampler sampler_;
   const RankGroup group_;
   RunnerInfo info_;
-  std::vector<StepHeader> headers_;                       // reused from pass to pass
+  std::vector<uint64_t> versions_;  // of the experts on each rank; reused from pass to pass
   std::vector<const scheduler::SequenceSlice*> sampled_;  // of the pass in progress
   std::vector<int32_t> sampled_rows_;
 };

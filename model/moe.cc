@@ -12,7 +12,7 @@ namespace {
 
 using kernels::Epilogue;
 
-// `slots` may be null: no replicas then.
+// `slots` may be null: only logical experts are chosen then.
 absl::Status ChooseExperts(const PassContext& pass, const MoeWeights& w,
                            const ExpertTables::Layer* slots) {
   const ModelConfig& c = pass.config;
@@ -57,7 +57,7 @@ absl::Status RunExperts(const PassContext& pass, const MoeWeights& w) {
       {.x = a.expert_inner, .offsets = a.expert_offsets, .w = w.expert_down, .out = a.expert_out});
 }
 
-// Rewrites a.physical: the choices of all ranks' rows, rank after rank, are split over the replicas
+// Fills a.physical: the choices of all ranks' rows, rank after rank, are split over the replicas
 // of each expert, and this rank's are assigned what is theirs of the split.
 absl::Status SpreadOverReplicas(const PassContext& pass, const scheduler::ActiveExperts& active,
                                 int32_t layer) {
@@ -162,10 +162,9 @@ absl::Status RunMoeInGroup(const PassContext& pass, const MoeWeights& w, const E
                            int32_t layer, ExpertExchange& exchange) {
   const Activations& a = pass.a;
   const ExpertTables::Layer& slots = tables.layer(layer);
-  BATON_RETURN_IF_ERROR(ChooseExperts(pass, w, &slots));
-  if (pass.group.tensor() && slots.replicas.dim(1) > 1) {
-    BATON_RETURN_IF_ERROR(SpreadOverReplicas(pass, tables.active(), layer));
-  }
+  const bool spread = pass.group.tensor() && slots.replicas.dim(1) > 1;
+  BATON_RETURN_IF_ERROR(ChooseExperts(pass, w, spread ? nullptr : &slots));
+  if (spread) BATON_RETURN_IF_ERROR(SpreadOverReplicas(pass, tables.active(), layer));
   BATON_RETURN_IF_ERROR(
       exchange.Dispatch(a.normed, a.physical, static_cast<int32_t>(slots.gate.size())));
   BATON_RETURN_IF_ERROR(RunSlots(pass, slots, exchange));

@@ -8,13 +8,6 @@
 #include "base/status_macros.h"
 
 namespace baton::prefill_worker {
-namespace {
-
-// While messages wait for room: the transport wakes the loop when there is, this is the safety net.
-constexpr Duration kBacklogWait = Duration::Millis(1);
-
-}  // namespace
-
 absl::StatusOr<std::unique_ptr<GroupFollower>> GroupFollower::Create(
     const HandoffSenderOptions& options, Clock& clock, GroupLink& link, model::Runner& runner,
     std::unique_ptr<transport::KvTransport> transport) {
@@ -34,8 +27,7 @@ scheduler::TickResult GroupFollower::Tick() {
     status_ = Exchange();
     busy = true;
   }
-  return {busy && status_.ok(),
-          sender_->has_backlog() ? clock_.Now() + kBacklogWait : baton::Tick::Infinite()};
+  return {busy && status_.ok(), sender_->NextWake(clock_.Now())};
 }
 
 absl::Status GroupFollower::Exchange() {

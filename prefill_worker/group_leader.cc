@@ -25,7 +25,7 @@ void GroupLeader::Abort(RequestKey key) {
 
 absl::Status GroupLeader::Announce(const scheduler::RunPrefillPass* pass) {
   GroupCommand command = std::exchange(command_, {});
-  if (pass != nullptr) command.pass = *pass;
+  command.pass = pass;
   BATON_RETURN_IF_ERROR(link_.Exchange(EncodeCommand(command)));
   for (int rank = 1; rank < link_.ranks(); ++rank) {
     absl::StatusOr<std::vector<HandoffFinished>> results = DecodeResults(link_.report(rank));

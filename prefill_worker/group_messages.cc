@@ -109,10 +109,10 @@ std::vector<std::byte> EncodeCommand(const GroupCommand& command) {
   for (const auto& handoff : command.handoffs) {
     std::visit([&out](const auto& step) { Put(out, step); }, handoff);
   }
-  if (command.pass.has_value()) Put(out, *command.pass);
+  if (command.pass != nullptr) Put(out, *command.pass);
   if (command.stop) out.Put(Step::kStop);
   out.Put(Step::kEnd);
-  return {out.bytes().begin(), out.bytes().end()};
+  return out.Take();
 }
 
 absl::StatusOr<FollowerCommand> DecodeCommand(std::span<const std::byte> bytes) {
@@ -152,7 +152,7 @@ std::vector<std::byte> EncodeResults(std::span<const HandoffFinished> results) {
     out.Put(result.messages_posted);
     out.Put(result.bytes_posted);
   }
-  return {out.bytes().begin(), out.bytes().end()};
+  return out.Take();
 }
 
 absl::StatusOr<std::vector<HandoffFinished>> DecodeResults(std::span<const std::byte> bytes) {

@@ -18,8 +18,8 @@ namespace baton::prefill_worker {
 
 struct GroupCommand {
   std::vector<std::variant<scheduler::OpenHandoff, scheduler::AbortHandoff>> handoffs;  // in order
-  std::optional<scheduler::RunPrefillPass> pass;
-  bool stop = false;  // the group is over
+  const scheduler::RunPrefillPass* pass = nullptr;  // null: none; only read
+  bool stop = false;                                // the group is over
 };
 
 // A pass as a follower runs it: of each sequence only the tokens of the rows, without sampling

@@ -9,6 +9,12 @@
 #include "scheduler/handoff.h"
 
 namespace baton::prefill_worker {
+namespace {
+
+// While messages wait for room: the transport wakes the loop when there is, this is the safety net.
+constexpr Duration kBacklogWait = Duration::Millis(1);
+
+}  // namespace
 
 using transport::KvEvent;
 using transport::KvEventKind;
@@ -252,6 +258,10 @@ void HandoffSender::OnPeerLost(TransferId transfer, const absl::Status& status) 
   }
   std::erase_if(peers_, [&](const auto& entry) { return entry.second.transfer == transfer; });
   transport_->Release(transfer);
+}
+
+Tick HandoffSender::NextWake(Tick now) const {
+  return has_backlog() ? now + kBacklogWait : Tick::Infinite();
 }
 
 void HandoffSender::CheckInvariants() const {

@@ -62,6 +62,8 @@ class HandoffSender final : public model::LayerObserver {
   std::vector<scheduler::HandoffFinished> TakeFinished();
 
   bool has_backlog() const { return !backlog_.empty(); }
+  // When to call Progress even if the transport does not wake the loop.
+  Tick NextWake(Tick now) const;
   bool has_posts_in_flight() const { return !posts_.empty(); }
   bool has_finished() const { return !finished_.empty(); }
 

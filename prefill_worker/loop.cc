@@ -9,13 +9,6 @@
 #include "base/status_macros.h"
 
 namespace baton::prefill_worker {
-namespace {
-
-// While messages wait for room: the transport wakes the loop when there is, this is the safety net.
-constexpr Duration kBacklogWait = Duration::Millis(1);
-
-}  // namespace
-
 absl::StatusOr<std::unique_ptr<PrefillLoop>> PrefillLoop::Create(
     const PrefillLoopOptions& options, Clock& clock, model::Runner& runner,
     std::unique_ptr<transport::KvTransport> transport, PrefillInbox& inbox, PrefillOutbox& outbox,
@@ -80,9 +73,8 @@ scheduler::TickResult PrefillLoop::Tick() {
   // Idle: nobody waits, so this is when to look for contradictions.
   if (!busy && sink_.actions.empty()) CheckInvariants();
 
-  baton::Tick wake = planner_.NextWake();
-  if (sender_->has_backlog()) wake = std::min(wake, clock_.Now() + kBacklogWait);
-  return {busy || !events_.empty() || sender_->has_finished(), wake};
+  return {busy || !events_.empty() || sender_->has_finished(),
+          std::min(planner_.NextWake(), sender_->NextWake(clock_.Now()))};
 }
 
 void PrefillLoop::Execute(scheduler::PrefillAction& action) {

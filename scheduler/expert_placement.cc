@@ -63,6 +63,17 @@ int32_t SlotsPerRank(int32_t experts, int32_t redundant, int32_t ranks) {
 
 // --- ExpertPlacement ------------------------------------------------------------------------
 
+absl::StatusOr<ExpertPlacement> ExpertPlacement::InOrder(const ExpertTopology& topology) {
+  BATON_RETURN_IF_ERROR(CheckTopology(topology));
+  std::vector<int32_t> slot_experts;
+  for (int32_t layer = 0; layer < topology.layers; ++layer) {
+    for (int32_t slot = 0; slot < topology.slots(); ++slot) {
+      slot_experts.push_back(slot % topology.experts);
+    }
+  }
+  return FromSlots(topology, std::move(slot_experts));
+}
+
 absl::StatusOr<ExpertPlacement> ExpertPlacement::FromSlots(const ExpertTopology& topology,
                                                            std::vector<int32_t> slot_experts) {
   BATON_RETURN_IF_ERROR(CheckTopology(topology));

@@ -55,6 +55,10 @@ class ExpertPlacement {
   static absl::StatusOr<ExpertPlacement> FromSlots(const ExpertTopology& topology,
                                                    std::vector<int32_t> slot_experts);
 
+  // The placement that knows no loads: in each layer the experts in order, then again from the
+  // first on. Errors are CheckTopology's.
+  static absl::StatusOr<ExpertPlacement> InOrder(const ExpertTopology& topology);
+
   int32_t layers() const { return layers_; }
   int32_t experts() const { return experts_; }
   int32_t ranks() const { return ranks_; }

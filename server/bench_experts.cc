@@ -126,14 +126,6 @@ ExpertTopology Topology(const ExpertBenchOptions& options, int32_t redundant) {
   return topology;
 }
 
-absl::StatusOr<ExpertPlacement> PlaceInOrder(const ExpertTopology& topology) {
-  std::vector<int32_t> slots(static_cast<size_t>(topology.layers) * topology.slots());
-  for (size_t i = 0; i < slots.size(); ++i) {
-    slots[i] = static_cast<int32_t>(i) % topology.slots() % topology.experts;
-  }
-  return ExpertPlacement::FromSlots(topology, std::move(slots));
-}
-
 // One mode's group of ranks: counts tokens, and in live mode carries the planner's actions out.
 class Group {
  public:
@@ -286,7 +278,7 @@ absl::StatusOr<ExpertBenchRow> RunMode(const ExpertBenchOptions& options, const 
 absl::StatusOr<std::vector<ExpertBenchRow>> BenchExperts(const ExpertBenchOptions& options) {
   BATON_RETURN_IF_ERROR(CheckOptions(options));
   const ExpertTopology plain = Topology(options, 0);
-  BATON_ASSIGN_OR_RETURN(const ExpertPlacement in_order, PlaceInOrder(plain));
+  BATON_ASSIGN_OR_RETURN(const ExpertPlacement in_order, ExpertPlacement::InOrder(plain));
   scheduler::PlacementRequest request;
   request.topology = Topology(options, options.redundant);
   request.loads = Traffic(options).Popularity();

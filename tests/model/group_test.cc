@@ -40,7 +40,8 @@ RunnerOptions Options(transport::Collectives* collectives, Split split) {
 
 std::shared_ptr<const scheduler::ExpertPlacement> Shared(
     const scheduler::ExpertTopology& topology) {
-  return std::make_shared<const scheduler::ExpertPlacement>(PlaceInOrder(topology));
+  return std::make_shared<const scheduler::ExpertPlacement>(
+      scheduler::ExpertPlacement::InOrder(topology).value());
 }
 
 // Every expert somewhere, more replicas at random.

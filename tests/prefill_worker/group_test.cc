@@ -297,7 +297,7 @@ TEST(GroupMessagesTest, BytesThatAreNoCommandAreRefused) {
                               .row_count = 2,
                               .pages = pages});
   pass.handoffs.push_back({.key = open.key, .first_page = 1, .pages = pages, .token_count = 2});
-  command.pass = pass;
+  command.pass = &pass;
   std::vector<std::byte> bytes = EncodeCommand(command);
 
   const auto decoded = DecodeCommand(bytes);
