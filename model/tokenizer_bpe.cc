@@ -67,19 +67,17 @@ const BytePairEncoder::Merge* BytePairEncoder::FindMerge(TokenId left, TokenId r
 void BytePairEncoder::Encode(std::string_view piece, std::vector<TokenId>& out) const {
   if (piece.size() > kLongestCachedWord) return EncodeUncached(piece, out);
   CacheShard& shard = cache_[absl::Hash<absl::string_view>()(ToAbsl(piece)) % kShards];
-  if (shard.mutex.TryLock()) {
-    const auto it = shard.words.find(ToAbsl(piece));
-    const bool hit = it != shard.words.end();
-    if (hit) out.insert(out.end(), it->second.begin(), it->second.end());
-    shard.mutex.Unlock();
-    if (hit) return;
+  if (const std::unique_lock lock(shard.mutex, std::try_to_lock); lock.owns_lock()) {
+    if (const auto it = shard.words.find(ToAbsl(piece)); it != shard.words.end()) {
+      out.insert(out.end(), it->second.begin(), it->second.end());
+      return;
+    }
   }
   const size_t begin = out.size();
   EncodeUncached(piece, out);
-  if (shard.mutex.TryLock()) {
+  if (const std::unique_lock lock(shard.mutex, std::try_to_lock); lock.owns_lock()) {
     if (shard.words.size() >= kWordsPerShard) shard.words.clear();
     shard.words[std::string(piece)].assign(out.begin() + static_cast<ptrdiff_t>(begin), out.end());
-    shard.mutex.Unlock();
   }
 }
 
