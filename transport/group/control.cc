@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -16,6 +17,7 @@ namespace {
 
 constexpr Duration kLongestSleep = Duration::Seconds(5);
 constexpr Duration kGoodByeLimit = Duration::Millis(500);
+constexpr Duration kCatchUpLimit = Duration::Millis(250);
 // A peer that reads nothing for so long has its deadline behind it.
 constexpr size_t kMaxUnsentBytes = size_t{4} << 20;
 constexpr size_t kMaxReasonBytes = 4096;
@@ -99,26 +101,41 @@ void GroupControl::TellWaiting(uint64_t call, const std::vector<int>& ranks) {
   SendToAll(FrameKind::kWaiting, PayloadWriter().Put(call).PutRanks(ranks).bytes());
 }
 
+void GroupControl::CatchUp() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  const uint64_t round = ++wanted_rounds_;
+  Signal(outbox_fd_);
+  served_all_.wait_for(lock, std::chrono::nanoseconds(kCatchUpLimit.nanos()),
+                       [&] { return served_rounds_ >= round; });
+}
+
 // --- the thread
 
 void GroupControl::Run() {
-  while (TakeOutbox()) {
+  uint64_t wanted_rounds = 0;
+  while (TakeOutbox(&wanted_rounds)) {
     for (auto& [rank, socket] : sockets_) {
       if (socket.is_open()) Serve(rank, &socket);
     }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      served_rounds_ = wanted_rounds;
+    }
+    served_all_.notify_one();
     Sleep();
   }
   SayGoodBye();
 }
 
 // False when the group is being left.
-bool GroupControl::TakeOutbox() {
+bool GroupControl::TakeOutbox(uint64_t* wanted_rounds) {
   std::vector<Frame> frames;
   bool goes_on = true;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     frames.swap(outbox_);
     goes_on = !stopping_;
+    *wanted_rounds = wanted_rounds_;
   }
   for (const Frame& frame : frames) {
     for (auto& [rank, socket] : sockets_) {

@@ -8,6 +8,7 @@
 //
 // The methods are for the rank's loop; Break for any thread.
 
+#include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -40,6 +41,10 @@ class GroupControl {
   // Tells all that this rank waits in `call` for `ranks`.
   void TellWaiting(uint64_t call, const std::vector<int>& ranks);
 
+  // Returns once this rank knows all that peers had told it before: for who is about to blame them.
+  // The thread may be behind, for example where the process was stopped. Bounded.
+  void CatchUp();
+
   // Readable when the group has broken: for the loop's own poll.
   int broken_fd() const { return broken_fd_; }
 
@@ -51,7 +56,7 @@ class GroupControl {
 
   // The thread's.
   void Run();
-  bool TakeOutbox();
+  bool TakeOutbox(uint64_t* wanted_rounds);
   void Serve(int rank, FrameSocket* socket);
   void Handle(int rank, const Frame& frame);
   void Sleep();
@@ -63,8 +68,11 @@ class GroupControl {
   int broken_fd_ = -1;  // eventfds
   int outbox_fd_ = -1;
   std::mutex mutex_;
-  std::vector<Frame> outbox_;  // guarded by mutex_
-  bool stopping_ = false;      // guarded by mutex_
+  std::condition_variable served_all_;
+  std::vector<Frame> outbox_;  // guarded by mutex_, as the next three
+  bool stopping_ = false;
+  uint64_t wanted_rounds_ = 0;
+  uint64_t served_rounds_ = 0;  // of those that were wanted
 
   std::map<int, FrameSocket> sockets_;  // the thread's own; closed where the peer has gone
   std::map<int, bool> said_broken_;     // the peer knows that the group is over

@@ -324,6 +324,9 @@ absl::Status UcxExchange::Check(const CallLimit& limit) {
   if (state_->BrokenFor(call_)) return state_->failure().status;
   const Tick now = clock_->Now();
   if (now >= limit.deadline) {
+    // It may be this rank that was away, and the others have long said so.
+    control_->CatchUp();
+    if (state_->BrokenFor(call_)) return state_->failure().status;
     // Reports come every quarter of the timeout.
     const Tick since = now + Duration::Nanos(-limit.timeout.nanos() / 2);
     control_->Break(
