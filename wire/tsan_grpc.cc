@@ -12,6 +12,7 @@
 //   a cancelled call's reaction       releases what counts the call's reactions
 //   the call's last reaction          acquires it
 //   the end of a call                 releases what the end of a server acquires
+//   the start of a server             releases what the beginning of a call acquires
 //
 // That is all: threads that use the same data without one of these between them still race. This
 // file itself is built without ThreadSanitizer, so that its own atomics order nothing. It knows
@@ -130,7 +131,9 @@ void WrapFunctor(void* tag) {
   functor->functor_run = Acquiring<Functor, int>::Wrap(functor->functor_run);
 }
 
-char ended_calls;  // only its address is of interest
+// Only their addresses are of interest.
+char started_servers;
+char ended_calls;
 
 grpc_event Acquired(const grpc_event& event) {
   if (event.type == GRPC_OP_COMPLETE) __tsan_acquire(event.tag);
@@ -153,6 +156,20 @@ grpc_call_error grpc_call_start_batch(grpc_call* call, const grpc_op* ops, size_
   WrapFunctor(tag);
   __tsan_release(tag);
   return next(call, ops, count, tag, reserved);
+}
+
+// A server's services were made by then.
+void grpc_server_start(grpc_server* server) {
+  static const auto next = Next<decltype(&grpc_server_start)>("grpc_server_start");
+  __tsan_release(&started_servers);
+  next(server);
+}
+
+// What a server does first for a new call, before it asks the service.
+void* grpc_call_arena_alloc(grpc_call* call, size_t size) {
+  static const auto next = Next<decltype(&grpc_call_arena_alloc)>("grpc_call_arena_alloc");
+  __tsan_acquire(&started_servers);
+  return next(call, size);
 }
 
 // A call's last reaction is over by then.
