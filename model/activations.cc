@@ -65,7 +65,7 @@ Activations LayOutActivations(const ModelConfig& c, const PassLimits& limits, vo
   a.ids = placer.Place(DType::kI32, {rows});
   a.positions = placer.Place(DType::kI32, {rows});
   a.slots = placer.Place(DType::kI64, {rows});
-  a.query_start = placer.Place(DType::kI32, {rows + 1});
+  a.query_start = placer.Place(DType::kI32, {rows + 2});  // of two parts of a pass together
   a.context_len = placer.Place(DType::kI32, {rows});
   a.page_table = placer.Place(DType::kI32, {rows * limits.max_sequence_pages});
 
@@ -119,6 +119,44 @@ Activations Activations::ForRows(int64_t rows, const Share& own) const {
   for (TensorView* view : {&a.row_tokens, &a.expert_inner, &a.expert_out}) {
     *view = FirstRows(*view, own.size() * choices);
   }
+  return a;
+}
+
+Activations Activations::Behind(int64_t rows, int64_t sequences, int64_t page_entries) const {
+  Activations a = *this;
+  const auto skip = [](TensorView& view, int64_t count) {
+    if (!view.absent()) view = view.Slice(0, count, view.dim(0));
+  };
+  for (TensorView* view : {&a.ids,
+                           &a.positions,
+                           &a.slots,
+                           &a.hidden,
+                           &a.picked,
+                           &a.normed,
+                           &a.own_q_a,
+                           &a.own_kv_a,
+                           &a.q_a,
+                           &a.kv_a,
+                           &a.q,
+                           &a.q_latent,
+                           &a.out_latent,
+                           &a.heads_out,
+                           &a.own_heads,
+                           &a.mlp_inner,
+                           &a.shared_inner,
+                           &a.shared_out,
+                           &a.experts,
+                           &a.physical,
+                           &a.expert_weights,
+                           &a.expert_rows}) {
+    skip(*view, rows);
+  }
+  skip(a.query_start, sequences + 1);
+  skip(a.context_len, sequences);
+  skip(a.page_table, page_entries);
+  for (TensorView* view : {&a.received, &a.expert_inner, &a.expert_out}) *view = {};
+  const int64_t choices = a.experts.dim(1);
+  skip(a.row_tokens, rows * choices);
   return a;
 }
 

@@ -33,7 +33,7 @@ struct Activations {
   View ids;          // I32 [T]
   View positions;    // I32 [T]
   View slots;        // I64 [T]
-  View query_start;  // I32 [max_rows + 1], used up to S + 1
+  View query_start;  // I32 [max_rows + 2], used up to S + 1
   View context_len;  // I32 [max_rows], used up to S
   View page_table;   // I32 [max_rows * max_sequence_pages], viewed as [S, pages]
 
@@ -78,6 +78,11 @@ struct Activations {
 
   // These arrays cut to a pass of `rows` rows, of which `own` are the rank's.
   Activations ForRows(int64_t rows, const Share& own) const;
+
+  // What is left behind the first of two parts of a pass that has `rows` rows of `sequences`
+  // sequences and `page_entries` entries of the page table. Of what only ranks on their own or
+  // those that split rows use, nothing.
+  Activations Behind(int64_t rows, int64_t sequences, int64_t page_entries) const;
 };
 
 // Places all arrays behind `base` (64-byte aligned) and sets `bytes` to their end. With base null

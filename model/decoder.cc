@@ -93,12 +93,16 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device
   BATON_RETURN_IF_ERROR(device.CopyToDevice(decoder->cos_.data, values.cos.data(), table_bytes));
   BATON_RETURN_IF_ERROR(device.CopyToDevice(decoder->sin_.data, values.sin.data(), table_bytes));
   if (!options.group.solo()) {
-    BATON_ASSIGN_OR_RETURN(decoder->exchange_,
-                           ExpertExchange::Create(device, options.group,
-                                                  {.hidden = config.hidden_size,
-                                                   .inner = config.moe_intermediate_size,
-                                                   .choices = config.experts_per_token,
-                                                   .act = options.act}));
+    const bool overlaps = options.group.overlap_rows > 0 && !options.group.tensor();
+    for (int32_t part = 0; part < (overlaps ? kMaxParts : 1); ++part) {
+      BATON_ASSIGN_OR_RETURN(decoder->exchanges_[static_cast<size_t>(part)],
+                             ExpertExchange::Create(device, options.group,
+                                                    {.hidden = config.hidden_size,
+                                                     .inner = config.moe_intermediate_size,
+                                                     .choices = config.experts_per_token,
+                                                     .act = options.act}));
+    }
+    if (overlaps) decoder->queue_ = std::make_unique<CallQueue>("collectives");
     BATON_ASSIGN_OR_RETURN(
         scheduler::ExpertPlacement in_order,
         scheduler::ExpertPlacement::InOrder(TopologyOf(config, options.group.ranks())));
@@ -116,8 +120,21 @@ absl::Status Decoder::InstallExperts(const scheduler::ActiveExperts& active) {
   return absl::OkStatus();
 }
 
-absl::Status Decoder::Upload(const Batch& batch, kernels::PagedBatch& paged) {
-  const Activations& a = activations_;
+PassContext Decoder::ContextOf(const Part& part, const Share& own) const {
+  return {.device = device_,
+          .config = model_.config,
+          .a = part.a,
+          .group = options_.group,
+          .own = own,
+          .form = part.batch.form,
+          .cos = cos_,
+          .sin = sin_,
+          .softmax_scale = static_cast<float>(SoftmaxScale(model_.config))};
+}
+
+absl::Status Decoder::Upload(const Part& part, kernels::PagedBatch& paged) {
+  const Batch& batch = part.batch;
+  const Activations& a = part.a;
   BATON_RETURN_IF_ERROR(CopyIndices(device_, batch.ids, a.ids));
   BATON_RETURN_IF_ERROR(CopyIndices(device_, batch.positions, a.positions));
   BATON_RETURN_IF_ERROR(CopyIndices(device_, batch.slots, a.slots));
@@ -131,85 +148,158 @@ absl::Status Decoder::Upload(const Batch& batch, kernels::PagedBatch& paged) {
   return absl::OkStatus();
 }
 
-absl::Status Decoder::Forward(const scheduler::BatchPlan& plan, LayerObserver* observer,
-                              LogitRows logit_rows) {
-  BATON_RETURN_IF_ERROR(CheckPlan(plan, plan_limits_));
-  BuildBatch(plan, cache_.page_tokens(), batch_);
-  own_ = {0, batch_.rows, batch_.rows};
-  if (options_.group.tensor()) {
-    own_ = ShareOf(batch_.rows, options_.group.rank(), options_.group.ranks());
+// Fills the first `parts` of parts_. A part is some whole slices.
+void Decoder::SplitPlan(const scheduler::BatchPlan& plan, int32_t parts) {
+  if (parts == 1) {
+    parts_[0].plan = &plan;
+    BuildBatch(plan, cache_.page_tokens(), parts_[0].batch);
+    parts_[0].a = activations_.ForRows(
+        plan.total_rows, options_.group.tensor() ? ShareOf(plan.total_rows, options_.group.rank(),
+                                                           options_.group.ranks())
+                                                 : Share{0, plan.total_rows, plan.total_rows});
+    return;
   }
-  const Activations a = activations_.ForRows(batch_.rows, own_);
-  PassContext pass{.device = device_,
-                   .config = model_.config,
-                   .a = a,
-                   .group = options_.group,
-                   .own = own_,
-                   .form = batch_.form,
-                   .cos = cos_,
-                   .sin = sin_,
-                   .softmax_scale = static_cast<float>(SoftmaxScale(model_.config))};
-  BATON_RETURN_IF_ERROR(Upload(batch_, pass.batch));
-  BATON_RETURN_IF_ERROR(
-      Embed(device_, {.ids = a.own_ids, .table = model_.weights.embed, .out = a.hidden}));
+  for (scheduler::BatchPlan& part : part_plans_) {
+    part.step = plan.step;
+    part.form = plan.form;
+    part.slices.clear();
+    part.total_rows = 0;
+  }
+  for (const scheduler::SequenceSlice& slice : plan.slices) {
+    scheduler::BatchPlan& part =
+        part_plans_[part_plans_[0].total_rows * 2 < plan.total_rows ? 0 : 1];
+    part.slices.push_back(slice);
+    part.total_rows += slice.row_count;
+  }
+  Activations left = activations_;
+  for (size_t p = 0; p < parts_.size(); ++p) {
+    Part& part = parts_[p];
+    part.plan = &part_plans_[p];
+    BuildBatch(*part.plan, cache_.page_tokens(), part.batch);
+    const int32_t rows = part.batch.rows;
+    part.a = left.ForRows(rows, {0, rows, rows});
+    left = left.Behind(rows, part.batch.sequences,
+                       int64_t{part.batch.sequences} * part.batch.sequence_pages);
+  }
+}
+
+// Rows of the plan that will be asked for logits, or may be.
+void Decoder::ListFinishedRows(const scheduler::BatchPlan& plan, LogitRows logit_rows) {
   finished_rows_.clear();
-  finished_ = a.hidden;
+  const bool all = logit_rows == LogitRows::kAll || options_.group.tensor();
   int32_t end = 0;
   for (const scheduler::SequenceSlice& slice : plan.slices) {
     end += slice.row_count;
-    const bool all = logit_rows == LogitRows::kAll || options_.group.tensor();
     for (int32_t row = all ? end - slice.row_count : end - 1; row < end; ++row) {
       if (all || slice.sample) finished_rows_.push_back(row);
     }
   }
-  BATON_RETURN_IF_ERROR(RunLayers(pass, observer));
-  if (!AllRowsFinish()) BATON_RETURN_IF_ERROR(FinishLastLayerOf(pass, plan));
+}
+
+bool Decoder::AllRowsFinish() const { return finished_rows_.size() == static_cast<size_t>(rows_); }
+
+absl::Status Decoder::Forward(const scheduler::BatchPlan& plan, LayerObserver* observer,
+                              LogitRows logit_rows, int32_t parts) {
+  BATON_CHECK(parts == 1 || (parts == 2 && queue_ != nullptr));
+  BATON_RETURN_IF_ERROR(CheckPlan(plan, plan_limits_));
+  rows_ = plan.total_rows;
+  own_ = {0, rows_, rows_};
+  if (options_.group.tensor()) {
+    own_ = ShareOf(rows_, options_.group.rank(), options_.group.ranks());
+  }
+  ListFinishedRows(plan, logit_rows);
+  for (const auto& exchange : exchanges_) {
+    if (exchange != nullptr) exchange->UseQueue(parts > 1 ? queue_.get() : nullptr);
+  }
+  const absl::Status status = RunPlan(plan, observer, parts);
+  if (parts > 1) queue_->WaitForAll();  // a pass that failed may have left some
+  return status;
+}
+
+absl::Status Decoder::RunPlan(const scheduler::BatchPlan& plan, LayerObserver* observer,
+                              int32_t parts) {
+  SplitPlan(plan, parts);
+  std::vector<PassContext> passes;
+  for (int32_t p = 0; p < parts; ++p) {
+    const Part& part = parts_[static_cast<size_t>(p)];
+    PassContext& pass = passes.emplace_back(
+        ContextOf(part, parts == 1 ? own_ : Share{0, part.batch.rows, part.batch.rows}));
+    BATON_RETURN_IF_ERROR(Upload(part, pass.batch));
+    BATON_RETURN_IF_ERROR(Embed(
+        device_, {.ids = part.a.own_ids, .table = model_.weights.embed, .out = part.a.hidden}));
+  }
+  finished_ = activations_.ForRows(rows_, own_).hidden;
+  BATON_RETURN_IF_ERROR(RunLayers(passes, observer));
+  if (!AllRowsFinish()) BATON_RETURN_IF_ERROR(FinishLastLayerOf(plan, parts));
   return device_.Synchronize();
 }
 
-bool Decoder::AllRowsFinish() const {
-  return finished_rows_.size() == static_cast<size_t>(batch_.rows);
-}
-
-// All layers; unless all rows finish, the last one only as far as the latents.
-absl::Status Decoder::RunLayers(const PassContext& pass, LayerObserver* observer) {
+// All layers; unless all rows finish, the last one only as far as the latents. Of two parts, the
+// rows of one travel to experts while the other attends, and home while the other's experts run or
+// it attends in the next layer.
+absl::Status Decoder::RunLayers(std::span<const PassContext> passes, LayerObserver* observer) {
   const ModelConfig& config = model_.config;
-  const Activations& a = pass.a;
   for (int32_t i = 0; i < config.layers; ++i) {
     const LayerWeights& layer = model_.weights.layers[i];
     const bool stop = i + 1 == config.layers && !AllRowsFinish();
-    BATON_RETURN_IF_ERROR(RmsNorm(
-        device_,
-        {.x = a.hidden, .weight = layer.input_norm, .out = a.normed, .eps = config.rms_norm_eps}));
-    BATON_RETURN_IF_ERROR(stop ? WriteLatents(pass, layer.attention, cache_.pages(i))
-                               : WriteLatentsAndQueries(pass, layer.attention, cache_.pages(i)));
-    if (observer != nullptr) {
-      BATON_RETURN_IF_ERROR(device_.Synchronize());  // the observer reads the pages
-      observer->OnLayerWritten(i);
+    for (size_t p = 0; p < passes.size(); ++p) {
+      const PassContext& pass = passes[p];
+      if (i > 0) BATON_RETURN_IF_ERROR(EndLayer(pass, i - 1, exchanges_[p].get()));
+      BATON_RETURN_IF_ERROR(RmsNorm(device_, {.x = pass.a.hidden,
+                                              .weight = layer.input_norm,
+                                              .out = pass.a.normed,
+                                              .eps = config.rms_norm_eps}));
+      BATON_RETURN_IF_ERROR(stop ? WriteLatents(pass, layer.attention, cache_.pages(i))
+                                 : WriteLatentsAndQueries(pass, layer.attention, cache_.pages(i)));
+      if (observer != nullptr && p + 1 == passes.size()) {
+        BATON_RETURN_IF_ERROR(device_.Synchronize());  // the observer reads the pages
+        observer->OnLayerWritten(i);
+      }
+      if (!stop) BATON_RETURN_IF_ERROR(AttendAndBegin(pass, i, exchanges_[p].get()));
     }
-    if (!stop) BATON_RETURN_IF_ERROR(FinishLayer(pass, i));
+    if (!stop) BATON_RETURN_IF_ERROR(RunExperts(passes, i));
+  }
+  if (!AllRowsFinish()) return absl::OkStatus();
+  for (size_t p = 0; p < passes.size(); ++p) {
+    BATON_RETURN_IF_ERROR(EndLayer(passes[p], config.layers - 1, exchanges_[p].get()));
   }
   return absl::OkStatus();
 }
 
-// From the queries on.
-absl::Status Decoder::FinishLayer(const PassContext& pass, int32_t i) {
-  const ModelConfig& config = model_.config;
+// Whether the layer's experts lie on other ranks too.
+bool Decoder::ExchangesRows(int32_t layer) const {
+  return !options_.group.solo() && !model_.config.is_dense(layer);
+}
+
+// From the queries to the rows on their way to their experts, or, where none travel, to the end.
+absl::Status Decoder::AttendAndBegin(const PassContext& pass, int32_t i, ExpertExchange* exchange) {
   const LayerWeights& layer = model_.weights.layers[i];
-  const Activations& a = pass.a;
   BATON_RETURN_IF_ERROR(Attend(pass, layer.attention, cache_.pages(i)));
-  BATON_RETURN_IF_ERROR(RmsNorm(device_, {.x = a.hidden,
+  BATON_RETURN_IF_ERROR(RmsNorm(device_, {.x = pass.a.hidden,
                                           .weight = layer.post_attn_norm,
-                                          .out = a.normed,
-                                          .eps = config.rms_norm_eps}));
-  if (config.is_dense(i)) return RunMlp(pass, layer.mlp);
-  if (exchange_ == nullptr) return RunMoe(pass, layer.moe);
-  return RunMoeInGroup(pass, layer.moe, tables_, i - config.dense_layers, *exchange_);
+                                          .out = pass.a.normed,
+                                          .eps = model_.config.rms_norm_eps}));
+  if (model_.config.is_dense(i)) return RunMlp(pass, layer.mlp);
+  if (!ExchangesRows(i)) return RunMoe(pass, layer.moe);
+  return BeginMoeInGroup(pass, layer.moe, tables_, i - model_.config.dense_layers, *exchange);
+}
+
+absl::Status Decoder::RunExperts(std::span<const PassContext> passes, int32_t i) {
+  if (!ExchangesRows(i)) return absl::OkStatus();
+  for (size_t p = 0; p < passes.size(); ++p) {
+    BATON_RETURN_IF_ERROR(
+        RunMoeInGroup(passes[p], tables_, i - model_.config.dense_layers, *exchanges_[p]));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Decoder::EndLayer(const PassContext& pass, int32_t i, ExpertExchange* exchange) {
+  return ExchangesRows(i) ? EndMoeInGroup(pass, *exchange) : absl::OkStatus();
 }
 
 // The last layer, from the latents on, of the finishing rows: a pass of these rows alone. Each is
 // the last one of its slice.
-absl::Status Decoder::FinishLastLayerOf(const PassContext& pass, const scheduler::BatchPlan& plan) {
+absl::Status Decoder::FinishLastLayerOf(const scheduler::BatchPlan& plan, int32_t parts) {
   const int32_t last = model_.config.layers - 1;
   const LayerWeights& layer = model_.weights.layers[last];
   picked_plan_.form = plan.form;
@@ -220,25 +310,35 @@ absl::Status Decoder::FinishLastLayerOf(const PassContext& pass, const scheduler
     picked_plan_.slices.back().first_position += slice.row_count - 1;
     picked_plan_.slices.back().row_count = 1;
   }
-  const auto rows = static_cast<int32_t>(picked_plan_.slices.size());
-  picked_plan_.total_rows = rows;
-  BuildBatch(picked_plan_, cache_.page_tokens(), picked_batch_);
-  picked_batch_.ids = finished_rows_;            // what to gather
+  picked_plan_.total_rows = static_cast<int32_t>(picked_plan_.slices.size());
+  const TensorView hidden = finished_;           // of all rows
   BATON_RETURN_IF_ERROR(device_.Synchronize());  // ops in flight read the arrays of the whole pass
-  const Share own{0, rows, rows};
-  Activations a = activations_.ForRows(rows, own);
-  a.hidden = a.picked;
-  PassContext picked = pass.Of(a, own);
-  BATON_RETURN_IF_ERROR(Upload(picked_batch_, picked.batch));
-  BATON_RETURN_IF_ERROR(
-      Embed(device_, {.ids = a.own_ids, .table = pass.a.hidden, .out = a.hidden}));
-  BATON_RETURN_IF_ERROR(RmsNorm(device_, {.x = a.hidden,
-                                          .weight = layer.input_norm,
-                                          .out = a.normed,
-                                          .eps = model_.config.rms_norm_eps}));
-  BATON_RETURN_IF_ERROR(MakeQueries(picked, layer.attention, cache_.pages(last)));
-  BATON_RETURN_IF_ERROR(FinishLayer(picked, last));
-  finished_ = a.hidden;
+  SplitPlan(picked_plan_, parts);
+  std::vector<PassContext> passes;
+  int32_t begin = 0;
+  for (int32_t p = 0; p < parts; ++p) {
+    Part& part = parts_[static_cast<size_t>(p)];
+    const int32_t rows = part.batch.rows;
+    const auto first = finished_rows_.begin() + begin;
+    part.batch.ids.assign(first, first + rows);  // what to gather
+    begin += rows;
+    part.a.hidden = part.a.picked;
+    PassContext& pass = passes.emplace_back(ContextOf(part, {0, rows, rows}));
+    BATON_RETURN_IF_ERROR(Upload(part, pass.batch));
+    BATON_RETURN_IF_ERROR(
+        Embed(device_, {.ids = part.a.own_ids, .table = hidden, .out = part.a.hidden}));
+    BATON_RETURN_IF_ERROR(RmsNorm(device_, {.x = part.a.hidden,
+                                            .weight = layer.input_norm,
+                                            .out = part.a.normed,
+                                            .eps = model_.config.rms_norm_eps}));
+    BATON_RETURN_IF_ERROR(MakeQueries(pass, layer.attention, cache_.pages(last)));
+    BATON_RETURN_IF_ERROR(AttendAndBegin(pass, last, exchanges_[static_cast<size_t>(p)].get()));
+  }
+  BATON_RETURN_IF_ERROR(RunExperts(passes, last));
+  for (size_t p = 0; p < passes.size(); ++p) {
+    BATON_RETURN_IF_ERROR(EndLayer(passes[p], last, exchanges_[p].get()));
+  }
+  finished_ = activations_.picked.Slice(0, 0, picked_plan_.total_rows);
   return absl::OkStatus();
 }
 
@@ -285,7 +385,7 @@ absl::Status Decoder::SendHeadRows(std::span<const int32_t> rows) {
 
 absl::StatusOr<TensorView> Decoder::Logits(std::span<const int32_t> rows) {
   BATON_CHECK_LE(rows.size(), static_cast<size_t>(options_.max_logit_rows));
-  BATON_CHECK(rows.empty() || (rows.front() >= 0 && rows.back() < batch_.rows));
+  BATON_CHECK(rows.empty() || (rows.front() >= 0 && rows.back() < rows_));
   const int64_t count = static_cast<int64_t>(rows.size());
   const TensorView head_in = activations_.head_in.Slice(0, 0, count);
   if (options_.group.tensor()) {

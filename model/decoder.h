@@ -6,15 +6,18 @@
 // outlive it. One thread. In a group, all ranks make the same calls in the same order; a
 // collective's error means that the group is broken.
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "model/activations.h"
 #include "model/batch.h"
+#include "model/call_queue.h"
 #include "model/expert_exchange.h"
 #include "model/expert_tables.h"
 #include "model/kv_cache.h"
@@ -42,6 +45,8 @@ enum class LogitRows : uint8_t {
 
 class Decoder {
  public:
+  static constexpr int32_t kMaxParts = 2;
+
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(kernels::Device& device,
                                                          const LoadedModel& model, KvCache& cache,
                                                          const DecoderOptions& options);
@@ -56,8 +61,12 @@ class Decoder {
   //
   // Of the last layer, rows without logits need no more than their latents: the others go on alone,
   // with the bits that they have among all (not so in groups split by Split::kTensor).
+  //
+  // parts: 1, or 2 in a group split by Split::kExpert, the same on all its ranks: the plan's slices
+  // go through the layers in two parts of about as many rows, each computing while the other's rows
+  // travel between the ranks. No bits depend on it.
   absl::Status Forward(const scheduler::BatchPlan& plan, LayerObserver* observer,
-                       LogitRows logit_rows = LogitRows::kSampled);
+                       LogitRows logit_rows = LogitRows::kSampled, int32_t parts = 1);
 
   // Logits of these rows of the last pass: F32 [rows.size(), vocab_size], valid until the next
   // call. Rows ascend and are of those that Forward was told of; at most max_logit_rows() of them.
@@ -72,11 +81,24 @@ class Decoder {
  private:
   Decoder(kernels::Device& device, const LoadedModel& model, KvCache& cache,
           const DecoderOptions& options);
-  absl::Status Upload(const Batch& batch, kernels::PagedBatch& paged);
-  absl::Status RunLayers(const PassContext& pass, LayerObserver* observer);
+  // Rows that go through the layers together.
+  struct Part {
+    const scheduler::BatchPlan* plan = nullptr;
+    Batch batch;
+    Activations a;
+  };
+  void SplitPlan(const scheduler::BatchPlan& plan, int32_t parts);
+  void ListFinishedRows(const scheduler::BatchPlan& plan, LogitRows logit_rows);
+  PassContext ContextOf(const Part& part, const Share& own) const;
+  absl::Status Upload(const Part& part, kernels::PagedBatch& paged);
+  absl::Status RunPlan(const scheduler::BatchPlan& plan, LayerObserver* observer, int32_t parts);
+  absl::Status RunLayers(std::span<const PassContext> passes, LayerObserver* observer);
   bool AllRowsFinish() const;
-  absl::Status FinishLayer(const PassContext& pass, int32_t layer);
-  absl::Status FinishLastLayerOf(const PassContext& pass, const scheduler::BatchPlan& plan);
+  bool ExchangesRows(int32_t layer) const;
+  absl::Status AttendAndBegin(const PassContext& pass, int32_t layer, ExpertExchange* exchange);
+  absl::Status RunExperts(std::span<const PassContext> passes, int32_t layer);
+  absl::Status EndLayer(const PassContext& pass, int32_t layer, ExpertExchange* exchange);
+  absl::Status FinishLastLayerOf(const scheduler::BatchPlan& plan, int32_t parts);
   absl::Status NormHeadRows(std::span<const int32_t> rows);
   absl::Status SendHeadRows(std::span<const int32_t> rows);
 
@@ -90,16 +112,19 @@ class Decoder {
   kernels::TensorView cos_;  // F32 [max_positions, rope / 2]
   kernels::TensorView sin_;
   Activations activations_;
-  std::unique_ptr<ExpertExchange> exchange_;  // groups only
-  ExpertTables tables_;                       // groups only
-  Batch batch_;
-  Share own_;  // this rank's rows of the last pass
+  // Groups only: of each part, and where their collectives run when there are two.
+  std::array<std::unique_ptr<ExpertExchange>, kMaxParts> exchanges_;
+  std::unique_ptr<CallQueue> queue_;
+  ExpertTables tables_;
+  std::array<Part, kMaxParts> parts_;  // of the pass in progress
+  std::array<scheduler::BatchPlan, kMaxParts> part_plans_;
+  int32_t rows_ = 0;  // of the last pass
+  Share own_;         // this rank's of them
   // Rows of the last pass that went through all of the last layer, ascending, and the residual
   // stream that they left: F32 [rows, H]. Not in groups that split rows.
   std::vector<int32_t> finished_rows_;
   kernels::TensorView finished_;
   scheduler::BatchPlan picked_plan_;
-  Batch picked_batch_;
 };
 
 // Bytes of a decoder's scratch memory and rotary tables.

@@ -30,11 +30,6 @@ struct PassContext {
   kernels::TensorView cos;  // F32 [positions, rope / 2]
   kernels::TensorView sin;
   float softmax_scale = 0.0f;
-
-  // The same for other rows; the batch is still to be set.
-  PassContext Of(const Activations& other, const Share& rows) const {
-    return {device, config, other, group, rows, form, {}, cos, sin, softmax_scale};
-  }
 };
 
 // Projects q and the latent from a.normed, rotates both and writes the latents into `pages`. Leaves

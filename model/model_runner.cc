@@ -1,8 +1,10 @@
 #include "model/model_runner.h"
 
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -35,6 +37,7 @@ absl::Status CheckOptions(const RunnerOptions& options) {
   BATON_RETURN_IF_ERROR(check("page_tokens", options.page_tokens, 16, 256));
   BATON_RETURN_IF_ERROR(check("total_pages", options.total_pages, 1, 1 << 24));
   BATON_RETURN_IF_ERROR(check("max_batch_rows", options.max_batch_rows, 1, 65536));
+  BATON_RETURN_IF_ERROR(check("overlap_rows", options.group.overlap_rows, 0, 65536));
   if (options.activations != kernels::DType::kBF16 && options.activations != kernels::DType::kF32) {
     return absl::InvalidArgumentError(absl::StrCat("runner option activations is ",
                                                    kernels::DTypeName(options.activations),
@@ -42,6 +45,16 @@ absl::Status CheckOptions(const RunnerOptions& options) {
   }
   return absl::OkStatus();
 }
+
+// What ranks tell each other before a pass. Bytes on the wire: no padding.
+struct StepHeader {
+  uint64_t experts_version = 0;
+  int32_t rows = 0;
+  int32_t overlap_rows = 0;
+  Dispatch dispatch = Dispatch::kActivations;
+  std::array<uint8_t, 7> unused{};
+};
+static_assert(std::has_unique_object_representations_v<StepHeader>);
 
 class ModelRunner final : public Runner {
  public:
@@ -105,8 +118,9 @@ class ModelRunner final : public Runner {
  private:
   absl::Status RunGood(const scheduler::BatchPlan& plan, LayerObserver* observer,
                        scheduler::StepOutput* output) {
-    BATON_RETURN_IF_ERROR(StepTogether());
-    BATON_RETURN_IF_ERROR(decoder_->Forward(plan, observer));
+    int32_t parts = 1;
+    BATON_RETURN_IF_ERROR(StepTogether(plan, parts));
+    BATON_RETURN_IF_ERROR(decoder_->Forward(plan, observer, LogitRows::kSampled, parts));
     sampled_.clear();
     sampled_rows_.clear();
     int32_t row = 0;
@@ -119,22 +133,48 @@ class ModelRunner final : public Runner {
     return SampleAll(output);
   }
 
-  // Calls the other ranks into a pass and makes sure that all see the experts in the same places.
-  absl::Status StepTogether() {
+  // Calls the other ranks into a pass, makes sure that all go about it in the same way, and finds
+  // out in how many parts.
+  absl::Status StepTogether(const scheduler::BatchPlan& plan, int32_t& parts) {
     if (group_.solo()) return absl::OkStatus();
-    const uint64_t mine = decoder_->experts_version();
-    versions_.resize(static_cast<size_t>(group_.ranks()));
+    const StepHeader mine{.experts_version = decoder_->experts_version(),
+                          .rows = plan.total_rows,
+                          .overlap_rows = group_.overlap_rows,
+                          .dispatch = group_.dispatch};
+    headers_.resize(static_cast<size_t>(group_.ranks()));
     group_.collectives->Ring();
-    BATON_RETURN_IF_ERROR(group_.collectives->AllGather(
-        std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(versions_)),
-        group_.timeout));
-    for (size_t rank = 0; rank < versions_.size(); ++rank) {
-      if (versions_[rank] == mine) continue;
-      absl::Status status = absl::InternalError(
-          absl::StrCat("rank ", rank, " steps with expert placement ", versions_[rank], ", rank ",
-                       group_.rank(), " with ", mine));
-      group_.collectives->Abort(status);
-      return status;
+    BATON_RETURN_IF_ERROR(group_.collectives->AllGather(std::as_bytes(std::span(&mine, 1)),
+                                                        std::as_writable_bytes(std::span(headers_)),
+                                                        group_.timeout));
+    int32_t most_rows = 0;
+    for (int32_t rank = 0; rank < group_.ranks(); ++rank) {
+      if (!group_.collectives->is_present(rank)) continue;
+      const StepHeader& theirs = headers_[static_cast<size_t>(rank)];
+      absl::Status status = CheckHeader(rank, theirs, mine);
+      if (!status.ok()) {
+        group_.collectives->Abort(status);
+        return status;
+      }
+      most_rows = std::max(most_rows, theirs.rows);
+    }
+    const bool overlap = group_.split == Split::kExpert && group_.overlap_rows > 0;
+    parts = overlap && most_rows >= group_.overlap_rows ? Decoder::kMaxParts : 1;
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckHeader(int32_t rank, const StepHeader& theirs, const StepHeader& mine) const {
+    const auto differ = [&](const char* what, const auto& value, const auto& own) {
+      return absl::InternalError(absl::StrCat("rank ", rank, " steps with ", what, " ", value,
+                                              ", rank ", group_.rank(), " with ", own));
+    };
+    if (theirs.experts_version != mine.experts_version) {
+      return differ("expert placement", theirs.experts_version, mine.experts_version);
+    }
+    if (theirs.overlap_rows != mine.overlap_rows) {
+      return differ("overlap_rows", theirs.overlap_rows, mine.overlap_rows);
+    }
+    if (theirs.dispatch != mine.dispatch) {
+      return differ("dispatch", DispatchName(theirs.dispatch), DispatchName(mine.dispatch));
     }
     return absl::OkStatus();
   }
@@ -163,7 +203,7 @@ class ModelRunner final : public Runner {
   Sampler sampler_;
   const RankGroup group_;
   RunnerInfo info_;
-  std::vector<uint64_t> versions_;  // of the experts on each rank; reused from pass to pass
+  std::vector<StepHeader> headers_;                       // [ranks], of the pass in progress
   std::vector<const scheduler::SequenceSlice*> sampled_;  // of the pass in progress
   std::vector<int32_t> sampled_rows_;
 };

@@ -158,18 +158,27 @@ absl::Status RunMoe(const PassContext& pass, const MoeWeights& w) {
   return AddToHidden(pass, a.expert_out, a.expert_rows);
 }
 
-absl::Status RunMoeInGroup(const PassContext& pass, const MoeWeights& w, const ExpertTables& tables,
-                           int32_t layer, ExpertExchange& exchange) {
+absl::Status BeginMoeInGroup(const PassContext& pass, const MoeWeights& w,
+                             const ExpertTables& tables, int32_t layer, ExpertExchange& exchange) {
   const Activations& a = pass.a;
   const ExpertTables::Layer& slots = tables.layer(layer);
   const bool spread = pass.group.tensor() && slots.replicas.dim(1) > 1;
   BATON_RETURN_IF_ERROR(ChooseExperts(pass, w, spread ? nullptr : &slots));
   if (spread) BATON_RETURN_IF_ERROR(SpreadOverReplicas(pass, tables.active(), layer));
   BATON_RETURN_IF_ERROR(
-      exchange.Dispatch(a.normed, a.physical, static_cast<int32_t>(slots.gate.size())));
-  BATON_RETURN_IF_ERROR(RunSlots(pass, slots, exchange));
-  if (pass.config.shared_experts > 0) BATON_RETURN_IF_ERROR(RunShared(pass, w.shared));
-  BATON_RETURN_IF_ERROR(exchange.Return());
+      exchange.BeginDispatch(a.normed, a.physical, static_cast<int32_t>(slots.gate.size())));
+  return pass.config.shared_experts > 0 ? RunShared(pass, w.shared) : absl::OkStatus();
+}
+
+absl::Status RunMoeInGroup(const PassContext& pass, const ExpertTables& tables, int32_t layer,
+                           ExpertExchange& exchange) {
+  BATON_RETURN_IF_ERROR(exchange.EndDispatch());
+  BATON_RETURN_IF_ERROR(RunSlots(pass, tables.layer(layer), exchange));
+  return exchange.BeginReturn();
+}
+
+absl::Status EndMoeInGroup(const PassContext& pass, ExpertExchange& exchange) {
+  BATON_RETURN_IF_ERROR(exchange.EndReturn());
   return AddToHidden(pass, exchange.home_outputs(), exchange.home_rows());
 }
 

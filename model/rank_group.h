@@ -26,12 +26,27 @@ enum class Split : uint8_t {
   kExpert,
 };
 
+// How a row travels to the experts of a group.
+enum class Dispatch : uint8_t {
+  kActivations,  // as it is
+  // Rounded to E4M3 with one scale for each 128 values (kernels::QuantizeFp8), on this rank's own
+  // rows too: half the bytes of BF16, and other bits than kActivations, but the same ones for every
+  // number of ranks.
+  kFp8,
+};
+const char* DispatchName(Dispatch dispatch);  // "activations", "fp8"
+
 // Both share the experts: a layer's experts lie in slots spread over the ranks (expert_tables.h),
 // and each row travels to the ranks of the experts it chose and back.
 struct RankGroup {
   transport::Collectives* collectives = nullptr;  // null: one rank that has everything
   Split split = Split::kTensor;
   Duration timeout = transport::kDefaultCollectiveTimeout;  // of one call
+  Dispatch dispatch = Dispatch::kActivations;               // the same on all ranks
+  // Split::kExpert: a pass in which some rank has this many rows or more goes through the layers in
+  // two parts, of which one computes while the other's rows travel. 0: never. The same on all
+  // ranks; no bits depend on it.
+  int32_t overlap_rows = 0;
 
   bool solo() const { return collectives == nullptr; }
   // Rows and heads are spread over several ranks.

@@ -2,6 +2,7 @@
 // ranks, any placement of the experts, and whatever the other ranks have to do.
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -28,6 +29,24 @@ void ExpectSameBits(const std::vector<LogitRow>& a, const std::vector<LogitRow>&
   for (size_t r = 0; r < a.size(); ++r) {
     ASSERT_EQ(std::memcmp(a[r].data(), b[r].data(), a[r].size() * sizeof(float)), 0) << "row " << r;
   }
+}
+
+// Not the same bits, but the same model. Rounding to 3 bits of mantissa moves each input of an
+// expert by 2^-4 / sqrt(3) of itself at most (root mean square over a binade); gate and up
+// projections both see it, each MoE layer adds its own, and what a layer adds is no more than the
+// residual stream.
+void ExpectClose(const std::vector<LogitRow>& rounded, const std::vector<LogitRow>& exact,
+                 int32_t moe_layers) {
+  double error = 0, norm = 0;
+  for (size_t r = 0; r < exact.size(); ++r) {
+    for (size_t i = 0; i < exact[r].size(); ++i) {
+      const double difference = double{rounded[r][i]} - double{exact[r][i]};
+      error += difference * difference;
+      norm += double{exact[r][i]} * double{exact[r][i]};
+    }
+  }
+  EXPECT_GT(error, 0.0);
+  EXPECT_LT(std::sqrt(error / norm), 0x1p-4 / std::sqrt(3.0) * std::sqrt(2.0 * moe_layers));
 }
 
 RunnerOptions Options(transport::Collectives* collectives, Split split) {
@@ -151,6 +170,62 @@ TEST_P(GroupTest, ExpertParallel) {
       }
     });
   }
+}
+
+// Slices of several sequences go in two parts: of the same number of rows on no rank, of none on
+// some, and with rows that want no logits.
+TEST_P(GroupTest, TwoPartsOfAPassTakeTurns) {
+  constexpr int32_t kRanks = 3;
+  constexpr int32_t kSequences = 4;
+  constexpr int32_t kPagesEach = 2;
+  OnAllRanks(kRanks, [&](int32_t rank, transport::Collectives* collectives) {
+    std::vector<TestSequence> sequences;
+    for (int32_t i = 0; i < kSequences; ++i) {
+      sequences.push_back(Sequence(30 + 10 * i, static_cast<uint64_t>(10 * rank + i)));
+      sequences.back().pages = TestPages(30 + 10 * i, 64, static_cast<uint32_t>(kPagesEach * i));
+    }
+    RunnerOptions overlapped = Options(collectives, Split::kExpert);
+    overlapped.group.overlap_rows = 1;
+    ModelHarness solo(model_, Options(nullptr, Split::kExpert));
+    ModelHarness harness(model_, overlapped);
+    std::vector<int32_t> position(kSequences, 0);
+    for (int32_t step = 0; step < 6; ++step) {
+      // 0 to 4 sequences; the first has several rows.
+      std::vector<TestSlice> slices;
+      for (size_t i = 0; i < static_cast<size_t>((step + rank) % (kSequences + 1)); ++i) {
+        const int32_t begin = position[i];
+        position[i] += i == 0 || step == 0 ? 3 : 1;
+        slices.push_back({&sequences[i], begin, position[i], i != 1});
+      }
+      const Form form = step < 2 ? Form::kPrefill : Form::kDecode;
+      harness.set_parts(step % 3 == 2 ? 1 : 2);
+      const auto rows_of = [&](ModelHarness& from) {
+        return step % 2 == 0 ? from.Forward(form, slices) : from.SampledLogits(form, slices);
+      };
+      ExpectSameBits(rows_of(harness), rows_of(solo));
+    }
+  });
+}
+
+// Rows are rounded on their way to experts, to this rank's own ones too: a pass of one rank that
+// rounds has the bits of all.
+TEST_P(GroupTest, Fp8DispatchHasTheSameBitsForAnyNumberOfRanks) {
+  const TestSequence sequence = Sequence(kLength, 8);
+  const std::vector<LogitRow> exact = Alone(sequence);
+  std::vector<LogitRow> first;
+  for (const int32_t ranks : {1, 2, 4}) {
+    SCOPED_TRACE(ranks);
+    OnAllRanks(ranks, [&](int32_t rank, transport::Collectives* collectives) {
+      RunnerOptions options = Options(collectives, Split::kExpert);
+      options.group.dispatch = Dispatch::kFp8;
+      ModelHarness harness(model_, options);
+      const std::vector<LogitRow> rows = harness.RunSequence(sequence, kPrompt, 33);
+      if (rank > 0) return;
+      if (first.empty()) first = rows;
+      ExpectSameBits(rows, first);
+    });
+  }
+  ExpectClose(first, exact, model_->config.layers - model_->config.dense_layers);
 }
 
 // A rank that is not live computes for its own rows still, but gets no rows of others.

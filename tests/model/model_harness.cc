@@ -70,7 +70,7 @@ std::vector<LogitRow> ModelHarness::Run(scheduler::Form form, const std::vector<
       if (logit_rows == LogitRows::kAll || sampled) wanted.push_back(plan.total_rows);
     }
   }
-  const absl::Status status = decoder_->Forward(plan, nullptr, logit_rows);
+  const absl::Status status = decoder_->Forward(plan, nullptr, logit_rows, parts_);
   BATON_CHECK_MSG(status.ok(), status.ToString());
   std::vector<LogitRow> rows;
   const std::span<const int32_t> all(wanted);

@@ -53,6 +53,9 @@ class ModelHarness {
   // at a time: the logits of every row.
   std::vector<LogitRow> RunSequence(const TestSequence& sequence, int32_t prompt, int32_t chunk);
 
+  // In which the passes that follow go through the layers: see Decoder::Forward.
+  void set_parts(int32_t parts) { parts_ = parts; }
+
   Decoder& decoder() { return *decoder_; }
   KvCache& cache() { return *cache_; }
   const ModelConfig& config() const { return model_->config; }
@@ -66,6 +69,7 @@ class ModelHarness {
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Decoder> decoder_;
   uint64_t step_ = 0;
+  int32_t parts_ = 1;
 };
 
 // Pages first, first + stride, ... for `tokens` tokens.
