@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "base/gauge_share.h"
 #include "base/loop_thread.h"
 #include "base/status_macros.h"
 #include "decode_worker/service_prefill_links.h"
@@ -88,6 +89,7 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
 
   ~DecodeWorkerImpl() override {
     thread_.Stop();
+    runner_->SetWakeup([] {});  // the other ranks of its group go on
     inbox_.Close();
     links_.CloseAll();
     links_.WaitUntilClosed();
@@ -125,10 +127,10 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
 
  private:
   void Record(const scheduler::DecodeReport& report, const LandingReport& landing) {
-    metrics_.worker.running_requests.Set(report.running);
-    metrics_.worker.kv_pages_capacity.Set(report.total_pages);
-    metrics_.worker.kv_pages_used.Set(report.total_pages - report.free_pages);
-    metrics_.landing_requests.Set(report.landing);
+    running_requests_.Set(report.running);
+    kv_pages_capacity_.Set(report.total_pages);
+    kv_pages_used_.Set(report.total_pages - report.free_pages);
+    landing_requests_.Set(report.landing);
     metrics_.preemptions_total.Add(report.preempted);
     metrics_.handoff_received_bytes_total.Add(static_cast<double>(landing.bytes));
     metrics_.handoff_received_messages_total.Add(landing.messages);
@@ -147,6 +149,10 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
   const DecodeWorkerOptions options_;
   wire::OwnIdentity identity_;
   const DecodeMetrics metrics_;
+  GaugeShare running_requests_{metrics_.worker.running_requests};
+  GaugeShare kv_pages_capacity_{metrics_.worker.kv_pages_capacity};
+  GaugeShare kv_pages_used_{metrics_.worker.kv_pages_used};
+  GaugeShare landing_requests_{metrics_.landing_requests};
   Clock& clock_;
   const std::unique_ptr<model::Runner> runner_;
   model::MeteredRunner metered_runner_;

@@ -103,9 +103,11 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device
                                                      .act = options.act}));
     }
     if (overlaps) decoder->queue_ = std::make_unique<CallQueue>("collectives");
+    const int32_t slots = scheduler::SlotsPerRank(
+        config.routed_experts, options.group.redundant_experts, options.group.ranks());
     BATON_ASSIGN_OR_RETURN(
         scheduler::ExpertPlacement in_order,
-        scheduler::ExpertPlacement::InOrder(TopologyOf(config, options.group.ranks())));
+        scheduler::ExpertPlacement::InOrder(TopologyOf(config, options.group.ranks(), slots)));
     BATON_RETURN_IF_ERROR(decoder->InstallExperts(
         {.placement = std::make_shared<const scheduler::ExpertPlacement>(std::move(in_order))}));
   }

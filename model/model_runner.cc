@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/status_macros.h"
 #include "model/kv_cache.h"
 #include "model/sampler.h"
@@ -220,6 +221,7 @@ DecoderOptions DecoderOptionsFor(const RunnerOptions& options) {
 
 absl::StatusOr<std::unique_ptr<Runner>> CreateRunner(std::shared_ptr<const LoadedModel> model,
                                                      const RunnerOptions& options) {
+  BATON_CHECK(!options.group.solo() || options.group.ranks() == 1);
   BATON_RETURN_IF_ERROR(CheckOptions(options));
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device,
                          kernels::CreateDevice(options.device));

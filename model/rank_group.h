@@ -47,12 +47,17 @@ struct RankGroup {
   // two parts, of which one computes while the other's rows travel. 0: never. The same on all
   // ranks; no bits depend on it.
   int32_t overlap_rows = 0;
+  // Slots of a layer beyond one for each expert, over all ranks; rounded up to whole ranks.
+  int32_t redundant_experts = 0;
+  // Without collectives, for memory plans alone: the ranks of the group that is to be formed. The
+  // plan is that of its last rank, which no other one exceeds.
+  int32_t planned_ranks = 1;
 
   bool solo() const { return collectives == nullptr; }
   // Rows and heads are spread over several ranks.
-  bool tensor() const { return !solo() && split == Split::kTensor && ranks() > 1; }
-  int32_t ranks() const { return solo() ? 1 : collectives->world_size(); }
-  int32_t rank() const { return solo() ? 0 : collectives->rank(); }
+  bool tensor() const { return split == Split::kTensor && ranks() > 1; }
+  int32_t ranks() const { return solo() ? planned_ranks : collectives->world_size(); }
+  int32_t rank() const { return solo() ? planned_ranks - 1 : collectives->rank(); }
 };
 
 // A rank's run of `count` things (rows of a pass): [begin, end). All runs but the last ones are

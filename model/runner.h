@@ -54,7 +54,8 @@ class Runner {
 
   // In a group whose ranks run their passes together: whether others wait for this rank to run one
   // (an empty plan will do). `wakeup`, which may only mark that the loop should look, is called
-  // from any thread when that may have become true; set once, before use.
+  // from any thread when that may have become true; set before use, and replaced before what it
+  // touches goes.
   virtual bool PeersWait() const { return false; }
   virtual void SetWakeup(const std::function<void()>& /*wakeup*/) {}
 

@@ -28,15 +28,14 @@ class FollowerImpl final : public Follower {
         collectives_(std::move(collectives)),
         runner_(std::move(runner)),
         transport_(std::move(transport)),
-        link_(*collectives_, options.timeout) {}
+        link_(*collectives_, options.timeout),
+        max_wait_(options.poll_interval > Duration() ? options.poll_interval : kMaxWait) {}
 
   ~FollowerImpl() override {
     stop_.store(true, std::memory_order_release);
     wakeups_.Wake();
     thread_.reset();
-    if (!over()) {
-      collectives_->Abort(absl::UnavailableError("the rank ends its process"));
-    }
+    if (!over()) collectives_->Abort(absl::UnavailableError("the rank was told to end"));
     collectives_->SetWakeup([] {});
   }
 
@@ -62,8 +61,8 @@ class FollowerImpl final : public Follower {
       }
       if (follower_->stopped() && !follower_->has_posts_in_flight()) break;
       if (result.busy) continue;
-      const Duration wait = result.wake_at.infinite() ? kMaxWait : result.wake_at - clock_.Now();
-      if (wait > Duration()) wakeups_.WaitFor(std::min(wait, kMaxWait));
+      const Duration wait = result.wake_at.infinite() ? max_wait_ : result.wake_at - clock_.Now();
+      if (wait > Duration()) wakeups_.WaitFor(std::min(wait, max_wait_));
     }
     if (follower_->stopped() || !follower_->status().ok()) {
       over_.store(true, std::memory_order_release);
@@ -78,6 +77,7 @@ class FollowerImpl final : public Follower {
   const std::unique_ptr<model::Runner> runner_;
   std::unique_ptr<transport::KvTransport> transport_;  // until the follower has it
   GroupLink link_;
+  const Duration max_wait_;
   std::unique_ptr<GroupFollower> follower_;
   std::atomic<bool> stop_{false};
   std::atomic<bool> over_{false};

@@ -21,6 +21,7 @@ namespace baton::prefill_worker {
 struct FollowerOptions {
   HandoffSenderOptions handoff;
   Duration timeout = transport::kDefaultCollectiveTimeout;  // of one collective call
+  Duration poll_interval;                                   // as in PrefillWorkerOptions
 };
 
 class Follower {

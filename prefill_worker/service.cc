@@ -167,6 +167,7 @@ class PrefillWorkerImpl final : public PrefillWorker, public PrefillOutbox, publ
 
   ~PrefillWorkerImpl() override {
     thread_.Stop();
+    runner_->SetWakeup([] {});  // the other ranks of its group may go on
     inbox_.Close();
   }
 

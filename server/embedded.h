@@ -1,13 +1,15 @@
 #ifndef BATON_SERVER_EMBEDDED_H_
 #define BATON_SERVER_EMBEDDED_H_
 
-// All roles in one process: a router, a prefill worker and a decode worker, each with its own loop
-// thread, that speak the same gRPC services with each other as separate processes do, over loopback
-// connections. So there is one code path; only the wires differ.
+// All roles in one process: a router, a prefill worker and a decode worker, each rank of them with
+// its own loop thread, that speak the same gRPC services with each other as separate processes do,
+// over loopback connections. So there is one code path; only the wires differ.
 
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -18,20 +20,27 @@
 #include "prefill_worker/loop.h"
 #include "server/model_description.h"
 #include "server/router_server.h"
+#include "transport/collectives.h"
 #include "transport/kv_transport.h"
 
 namespace baton::server {
 
+// What one rank computes with and ships by.
+struct EmbeddedRank {
+  std::unique_ptr<transport::Collectives> collectives;  // null: the only one of its worker
+  std::unique_ptr<model::Runner> runner;                // may use them
+  std::unique_ptr<transport::KvTransport> transport;
+};
+
 struct EmbeddedParts {
   ModelDescription model;
   std::shared_ptr<const model::Tokenizer> tokenizer;
-  std::unique_ptr<model::Runner> prefill_runner;
-  std::unique_ptr<model::Runner> decode_runner;
-  // Two endpoints that reach each other.
-  std::unique_ptr<transport::KvTransport> prefill_transport;
-  std::unique_ptr<transport::KvTransport> decode_transport;
-  prefill_worker::PrefillLoopOptions prefill;
-  Duration prefill_poll_interval;  // see PrefillWorkerOptions
+  // In the order of their numbers, at least one. The endpoints of all reach each other.
+  std::vector<EmbeddedRank> prefill_ranks;
+  std::vector<EmbeddedRank> decode_ranks;
+  Duration group_timeout = transport::kDefaultCollectiveTimeout;  // of what the ranks do together
+  prefill_worker::PrefillLoopOptions prefill;                     // of each rank, as decode below
+  Duration prefill_poll_interval;                                 // see PrefillWorkerOptions
   decode_worker::DecodeLoopOptions decode;
   RouterServerOptions router;                // its identity and lists of workers are filled in here
   std::string grpc_address = "127.0.0.1:0";  // host:port
@@ -52,6 +61,8 @@ class Embedded {
   virtual std::shared_ptr<grpc::Channel> Channel() = 0;
 
   virtual ServerSummary Summary() const = 0;
+  // OK, or why the ranks of a worker have parted: it is to be ended then.
+  virtual absl::Status health() const = 0;
 
   // No new work; what runs may finish. drained() is to be polled: it moves the drain on from the
   // router to the workers. One thread.

@@ -212,7 +212,7 @@ Command BenchCommand() {
       .min_arguments = 1,
       .max_arguments = 1,
       .flags = std::move(flags),
-      .config = {"model", "router", "prefill", "decode", "handoff", "kernels", "log"},
+      .config = {"model", "router", "prefill", "decode", "handoff", "kernels", "group", "log"},
       .run = [](const CommandContext& context) { return ExitCode(context, Bench(context)); }};
 }
 

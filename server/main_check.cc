@@ -92,11 +92,13 @@ void PlanRole(const Config& config, RunnerRole role, const model::LoadedModel& m
   }
   const model::MemoryPlan plan = model::PlanMemory(model, *options);
   const int64_t tokens = int64_t{options->total_pages} * options->page_tokens;
-  total += plan.private_bytes();
+  const int32_t ranks = RanksOf(config, role);
+  total += ranks * plan.private_bytes();
   Line(out, "  " + name,
        BytesText(plan.kv_bytes) + " in " + std::to_string(options->total_pages) + " pages (" +
            std::to_string(tokens) + " tokens) + " + BytesText(plan.scratch_bytes) +
-           " scratch = " + BytesText(plan.private_bytes()));
+           " scratch = " + BytesText(plan.private_bytes()) +
+           (ranks == 1 ? "" : ", on each of " + std::to_string(ranks) + " ranks"));
   if (role == RunnerRole::kDecode && tokens <= config.decode().reserve_output_tokens()) {
     problems.Add(
         "decode.reserve_output_tokens: " + std::to_string(config.decode().reserve_output_tokens()) +
@@ -113,7 +115,7 @@ void PrintMemory(const Config& config, const model::LoadedModel& model, std::ost
   int64_t total = weights;
   PlanRole(config, RunnerRole::kPrefill, model, out, problems, total);
   PlanRole(config, RunnerRole::kDecode, model, out, problems, total);
-  const int64_t staging = config.prefill().staging_mb() << 20;
+  const int64_t staging = (config.prefill().staging_mb() << 20) * config.prefill().ranks();
   Line(out, "  staging", BytesText(staging) + " for latents on their way");
   total += staging;
   const int64_t machine = MachineMemoryBytes();
@@ -177,8 +179,8 @@ Command CheckCommand() {
           "memory plan, and "
           "reports every problem at once. Serves nothing. Exits with 0 when there is no problem, "
           "else with 1.",
-      .config = {"model", "server", "router", "prefill", "decode", "handoff", "kernels", "drain",
-                 "log", "metrics"},
+      .config = {"model", "server", "router", "prefill", "decode", "handoff", "kernels", "group",
+                 "drain", "log", "metrics"},
       .reports_config_problems = true,
       .run = RunCheck};
 }

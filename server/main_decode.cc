@@ -47,7 +47,7 @@ Command DecodeCommand() {
               "Takes requests from routers, has their prompts computed by prefill workers and "
               "streams the tokens, until SIGTERM; then running requests finish, and it exits 0.",
           .flags = {PortFileFlag()},
-          .config = {"model", "decode", "handoff", "kernels", "drain", "log", "metrics",
+          .config = {"model", "decode", "handoff", "kernels", "group", "drain", "log", "metrics",
                      "server.http_address"},
           .run = [](const CommandContext& context) { return ExitCode(context, Decode(context)); }};
 }

@@ -122,6 +122,7 @@ absl::StatusOr<std::unique_ptr<model::Runner>> MakeRunner(
   Config sized = config;
   const int64_t positions = std::min<int64_t>(loaded->config.max_positions,
                                               static_cast<int64_t>(prompt_tokens) + max_tokens);
+  sized.mutable_prefill()->set_ranks(1);
   sized.mutable_prefill()->set_pages(
       static_cast<int32_t>(positions / config.model().page_tokens()) + 1);
   BATON_ASSIGN_OR_RETURN(const model::RunnerOptions options,

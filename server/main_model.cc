@@ -7,7 +7,10 @@
 #include <fstream>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/status_macros.h"
+#include "base/thread_pool.h"
 #include "kernels/backend.h"
 #include "model/memory_plan.h"
 #include "server/cli.h"
@@ -69,16 +72,54 @@ ModelDescription Describe(const Config& config, const std::string& directory,
   return description;
 }
 
+// A model's heads bound the ranks of prefill; pinned ranks of one process would share processors.
+absl::Status CheckRanks(const Config& config, RunnerRole role, const model::LoadedModel& model) {
+  const int32_t ranks = RanksOf(config, role);
+  if (role == RunnerRole::kPrefill && ranks > model.config.heads) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prefill.ranks: ", ranks, " is more than the ", model.config.heads,
+                     " attention heads of ", model.name, ", which the ranks split; set it to ",
+                     model.config.heads, " or less, and run more prefill workers instead"));
+  }
+  if (ranks > 1 && config.kernels().pin_threads()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("kernels.pin_threads: the ", ranks, " ranks that ", RoleName(role),
+                     ".ranks asks for would all be pinned to the same processors; set it to "
+                     "false"));
+  }
+  return absl::OkStatus();
+}
+
+int32_t ThreadsOfRank(int32_t configured, int32_t ranks) {
+  if (configured > 0 || ranks == 1) return configured;
+  return std::max(1, AllowedCpuCount() / ranks);
+}
+
 }  // namespace
+
+const char* RoleName(RunnerRole role) {
+  return role == RunnerRole::kPrefill ? "prefill" : "decode";
+}
+
+int32_t RanksOf(const Config& config, RunnerRole role) {
+  return role == RunnerRole::kPrefill ? config.prefill().ranks() : config.decode().ranks();
+}
 
 absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, RunnerRole role,
                                                       const model::LoadedModel& model) {
+  BATON_RETURN_IF_ERROR(CheckRanks(config, role, model));
   const bool prefill = role == RunnerRole::kPrefill;
   model::RunnerOptions options;
+  options.group.split = prefill ? model::Split::kTensor : model::Split::kExpert;
+  options.group.timeout = Duration::Millis(config.group().timeout_ms());
+  options.group.redundant_experts =
+      prefill ? config.prefill().redundant_experts() : config.decode().redundant_experts();
+  options.group.planned_ranks = RanksOf(config, role);
   options.device.backend = BackendOf(config.kernels().backend());
   options.device.max_isa = IsaOf(config.kernels().max_isa());
   options.device.pin = config.kernels().pin_threads();
-  options.device.threads = prefill ? config.prefill().threads() : config.decode().threads();
+  options.device.threads = ThreadsOfRank(
+      prefill ? config.prefill().threads() : config.decode().threads(), RanksOf(config, role));
   options.kv_format =
       config.model().kv_format() == "fp8" ? kernels::KvFormat::kFP8 : kernels::KvFormat::kBF16;
   options.page_tokens = config.model().page_tokens();
@@ -92,9 +133,8 @@ absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, Runn
   if (options.total_pages > 0) return options;
   options.total_pages = 1;
   const int64_t least = model::PlanMemory(model, options).private_bytes() / kMiB + 1;
-  const std::string name = prefill ? "prefill.memory_mb" : "decode.memory_mb";
   return absl::InvalidArgumentError(
-      name + ": " + std::to_string(memory_mb) +
+      std::string(RoleName(role)) + ".memory_mb: " + std::to_string(memory_mb) +
       " MiB do not hold the scratch memory and one KV page; set it to " + std::to_string(least) +
       " or more");
 }

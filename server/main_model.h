@@ -17,10 +17,16 @@
 namespace baton::server {
 
 enum class RunnerRole : uint8_t { kPrefill, kDecode };
+const char* RoleName(RunnerRole role);  // "prefill", and the section of the configuration
 
-// The runner of one role, as prefill.* or decode.*, model.* and kernels.* say. `total_pages` is the
-// configured number, or what memory_mb holds beside the scratch memory. INVALID_ARGUMENT, with the
-// least memory_mb that works, when that is not one page.
+// Ranks of the role's worker.
+int32_t RanksOf(const Config& config, RunnerRole role);
+
+// The runner of one rank of a role, as prefill.* or decode.*, model.*, kernels.* and group.* say,
+// but for the group's collectives: until it has them, of several ranks, it is only a plan.
+// `total_pages` is the configured number, or what memory_mb holds beside the scratch memory: the
+// same on all ranks. INVALID_ARGUMENT, with the fix, when that is not one page, or when the model
+// cannot be split so.
 absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, RunnerRole role,
                                                       const model::LoadedModel& model);
 

@@ -48,7 +48,7 @@ Command PrefillCommand() {
               "Runs prompts and hands their KV pages to decode workers, until SIGTERM; then open "
               "calls finish, and it exits 0.",
           .flags = {PortFileFlag()},
-          .config = {"model", "prefill", "handoff", "kernels", "drain", "log", "metrics",
+          .config = {"model", "prefill", "handoff", "kernels", "group", "drain", "log", "metrics",
                      "server.http_address"},
           .run = [](const CommandContext& context) { return ExitCode(context, Prefill(context)); }};
 }

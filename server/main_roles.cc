@@ -16,6 +16,7 @@
 #include "base/status_macros.h"
 #include "server/grpc_host.h"
 #include "server/http_server.h"
+#include "server/main_groups.h"
 #include "server/main_model.h"
 #include "server/operator_pages.h"
 #include "transport/faulty/faulty_transport.h"
@@ -34,6 +35,31 @@ constexpr Duration kShutdownGrace = Duration::Seconds(2);
 uint64_t RandomBits() {
   std::random_device random;
   return uint64_t{random()} << 32 | random();
+}
+
+// The ranks of one role in this process, with endpoints that reach those of the other.
+absl::StatusOr<std::vector<EmbeddedRank>> MakeRanks(const Config& config, RunnerRole role,
+                                                    std::shared_ptr<const model::LoadedModel> model,
+                                                    transport::InprocFabric& fabric) {
+  // Both ends are here, so nobody else needs to reach them; one port cannot serve all.
+  Config local = config;
+  local.mutable_handoff()->mutable_ucx()->set_listen_port(0);
+  const auto clock = std::make_shared<MonotonicClock>();
+  BATON_ASSIGN_OR_RETURN(model::RunnerOptions options, RunnerOptionsFor(config, role, *model));
+  BATON_ASSIGN_OR_RETURN(auto group, FormThreadGroup(config, role, clock));
+  std::vector<EmbeddedRank> ranks(group.size());
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    ranks[i].collectives = std::move(group[i]);
+    options.group.collectives = ranks[i].collectives.get();
+    BATON_ASSIGN_OR_RETURN(ranks[i].runner, model::CreateRunner(model, options));
+    if (config.handoff().transport() == "ucx") {
+      BATON_ASSIGN_OR_RETURN(ranks[i].transport,
+                             MakeProcessTransport(local, kLoopback, clock, Log()));
+    } else {
+      ranks[i].transport = fabric.NewEndpoint(absl::StrCat(RoleName(role), "-", i));
+    }
+  }
+  return ranks;
 }
 
 }  // namespace
@@ -126,6 +152,11 @@ absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole rol
   WorkerParts parts;
   BATON_ASSIGN_OR_RETURN(parts.files, LoadModelFiles(config));
   BATON_ASSIGN_OR_RETURN(parts.options, RunnerOptionsFor(config, role, *parts.files.model));
+  if (RanksOf(config, role) > 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(RoleName(role), ".ranks: ", RanksOf(config, role),
+                     " ranks are threads of one process, which baton serve starts; set it to 1"));
+  }
   BATON_ASSIGN_OR_RETURN(parts.runner, model::CreateRunner(parts.files.model, parts.options));
   BATON_ASSIGN_OR_RETURN(parts.transport,
                          MakeProcessTransport(config, address, std::move(clock), log));
@@ -204,27 +235,15 @@ absl::StatusOr<EmbeddedParts> MakeEmbeddedParts(const Config& config, const Mode
   EmbeddedParts parts;
   parts.model = files.description;
   BATON_ASSIGN_OR_RETURN(parts.tokenizer, model::Tokenizer::Load(files.model->directory));
-  BATON_ASSIGN_OR_RETURN(const model::RunnerOptions prefill,
-                         RunnerOptionsFor(config, RunnerRole::kPrefill, *files.model));
-  BATON_ASSIGN_OR_RETURN(const model::RunnerOptions decode,
-                         RunnerOptionsFor(config, RunnerRole::kDecode, *files.model));
-  BATON_ASSIGN_OR_RETURN(parts.prefill_runner, model::CreateRunner(files.model, prefill));
-  BATON_ASSIGN_OR_RETURN(parts.decode_runner, model::CreateRunner(files.model, decode));
-  if (config.handoff().transport() == "ucx") {
-    // Both ends are here, so nobody else needs to reach them; one port cannot serve both.
-    Config local = config;
-    local.mutable_handoff()->mutable_ucx()->set_listen_port(0);
-    const auto clock = std::make_shared<MonotonicClock>();
-    BATON_ASSIGN_OR_RETURN(parts.prefill_transport,
-                           MakeProcessTransport(local, kLoopback, clock, Log()));
-    BATON_ASSIGN_OR_RETURN(parts.decode_transport,
-                           MakeProcessTransport(local, kLoopback, clock, Log()));
-  } else {
-    transport::InprocFabric fabric;
-    parts.prefill_transport = fabric.NewEndpoint("prefill-0");
-    parts.decode_transport = fabric.NewEndpoint("decode-0");
+  transport::InprocFabric fabric;
+  BATON_ASSIGN_OR_RETURN(parts.prefill_ranks,
+                         MakeRanks(config, RunnerRole::kPrefill, files.model, fabric));
+  BATON_ASSIGN_OR_RETURN(parts.decode_ranks,
+                         MakeRanks(config, RunnerRole::kDecode, files.model, fabric));
+  for (EmbeddedRank& rank : parts.prefill_ranks) {
+    rank.transport = WithFaults(config, std::move(rank.transport));
   }
-  parts.prefill_transport = WithFaults(config, std::move(parts.prefill_transport));
+  parts.group_timeout = Duration::Millis(config.group().timeout_ms());
   parts.prefill_poll_interval = FaultPollInterval(config);
   parts.prefill = PrefillLoopOptionsFor(config);
   parts.decode = DecodeLoopOptionsFor(config, files.description);

@@ -75,7 +75,7 @@ std::unique_ptr<transport::KvTransport> WithFaults(
 // How often a prefill worker polls a transport that may hold messages back; zero without faults.
 Duration FaultPollInterval(const Config& config);
 
-// Everything that Embedded needs, with both workers' runners and an in-process transport.
+// Everything that Embedded needs, with the ranks of both workers.
 absl::StatusOr<EmbeddedParts> MakeEmbeddedParts(const Config& config, const ModelFiles& files);
 
 // Writes "grpc=PORT\nhttp=PORT\n" to `path` in one step, for whoever waits for the file.

@@ -3,7 +3,9 @@
 #include <filesystem>
 #include <ostream>
 #include <string>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "server/commands.h"
 #include "server/exit_code.h"
@@ -23,8 +25,21 @@ std::string ProgramPath() {
 constexpr Duration kReadyTimeout = Duration::Seconds(30);
 constexpr Duration kShutdownGrace = Duration::Seconds(2);
 
-void PrintBanner(const CommandContext& context, const ModelFiles& files, const EmbeddedParts& parts,
-                 int prefill_pages, int decode_pages, int grpc_port, int http_port) {
+// "prefill (4 ranks, each of 120 pages of 64 tokens"
+std::string RanksText(const std::string& role, const std::vector<EmbeddedRank>& ranks) {
+  const model::RunnerInfo& info = ranks.front().runner->info();
+  return absl::StrCat(role, " (", ranks.size(), ranks.size() == 1 ? " rank, " : " ranks, each of ",
+                      info.total_pages, " pages of ", info.page_tokens, " tokens");
+}
+
+std::string RolesText(const EmbeddedParts& parts) {
+  return absl::StrCat("router, ", RanksText("prefill", parts.prefill_ranks), "), ",
+                      RanksText("decode", parts.decode_ranks), " and ",
+                      parts.decode.planner.max_sequences, " sequences)");
+}
+
+void PrintBanner(const CommandContext& context, const ModelFiles& files, const std::string& roles,
+                 const Embedded& embedded) {
   const ModelDescription& model = files.description;
   std::ostream& out = context.err;
   out << "\nBaton serves " << model.name << " (" << model.architecture << ")\n"
@@ -34,13 +49,11 @@ void PrintBanner(const CommandContext& context, const ModelFiles& files, const E
       << "\n"
       << "  KV cache    " << model.kv_format << ", " << model.kv_bytes_per_token.at(model.kv_format)
       << " bytes per token, context " << model.context_tokens << " tokens\n"
-      << "  roles       router, prefill (1 rank, " << prefill_pages << " pages of "
-      << context.config().model().page_tokens() << " tokens), decode (1 rank, " << decode_pages
-      << " pages, " << parts.decode.planner.max_sequences << " sequences)\n"
-      << "  ports       gRPC " << grpc_port << ", HTTP " << http_port
+      << "  roles       " << roles << "\n"
+      << "  ports       gRPC " << embedded.grpc_port() << ", HTTP " << embedded.http_port()
       << " (/metrics /health /ready)\n\n"
       << "Try it from another terminal:\n\n"
-      << "  " << ProgramPath() << " complete --server localhost:" << grpc_port
+      << "  " << ProgramPath() << " complete --server localhost:" << embedded.grpc_port()
       << " \"The command\"\n"
       << std::endl;
 }
@@ -54,12 +67,9 @@ absl::StatusOr<int> Serve(const CommandContext& context) {
   BATON_ASSIGN_OR_RETURN(EmbeddedParts parts, MakeEmbeddedParts(config, files));
   parts.grpc_address = config.server().grpc_address();
   parts.http_address = config.server().http_address();
-  const int prefill_pages = parts.prefill_runner->info().total_pages;
-  const int decode_pages = parts.decode_runner->info().total_pages;
+  const std::string roles = RolesText(parts);
   Metrics metrics(MetricsOptionsFor(config, files.description));
   context.err << "Starting router, prefill and decode ..." << std::endl;
-  EmbeddedParts shown;
-  shown.decode = parts.decode;
   BATON_ASSIGN_OR_RETURN(const std::unique_ptr<Embedded> embedded,
                          Embedded::Start(std::move(parts), clock, metrics, context.log));
   const Tick start = clock.Now();
@@ -70,12 +80,14 @@ absl::StatusOr<int> Serve(const CommandContext& context) {
     }
     if (signals.WaitFor(Duration::Millis(5))) return kExitOk;
   }
-  PrintBanner(context, files, shown, prefill_pages, decode_pages, embedded->grpc_port(),
-              embedded->http_port());
+  PrintBanner(context, files, roles, *embedded);
   BATON_RETURN_IF_ERROR(
       WritePortFile(context.flags.text("port-file"), embedded->grpc_port(), embedded->http_port()));
   const DrainResult drained =
-      RunUntilTerminated(signals, {[&] { embedded->Drain(); }, [&] { return embedded->drained(); }},
+      RunUntilTerminated(signals,
+                         {.begin = [&] { embedded->Drain(); },
+                          .drained = [&] { return embedded->drained(); },
+                          .health = [&] { return embedded->health(); }},
                          Duration::Millis(config.drain().timeout_ms()), clock, context.log);
   embedded->Stop(drained == DrainResult::kDrained ? kShutdownGrace : Duration());
   return drained == DrainResult::kDrained ? kExitOk : kExitFailure;
@@ -92,7 +104,7 @@ Command ServeCommand() {
               "requests finish, and it exits 0.",
           .flags = {PortFileFlag()},
           .config = {"model", "server", "router", "prefill", "decode", "handoff", "kernels",
-                     "drain", "log", "metrics"},
+                     "group", "drain", "log", "metrics"},
           .run = [](const CommandContext& context) { return ExitCode(context, Serve(context)); }};
 }
 

@@ -19,6 +19,8 @@ sigset_t TerminationSet() {
 
 // A drain ends this long after the last request at most.
 constexpr Duration kDrainPoll = Duration::Millis(10);
+// Until then a role that cannot work takes requests on, which others then have to start over.
+constexpr Duration kHealthPoll = Duration::Millis(20);
 
 }  // namespace
 
@@ -53,13 +55,21 @@ bool TerminationSignals::WaitFor(Duration timeout) {
 
 DrainResult RunUntilTerminated(TerminationSignals& signals, const DrainSteps& steps,
                                Duration timeout, Clock& clock, const Log& log) {
-  while (!signals.WaitFor(Duration::Seconds(3600))) {
+  const auto failed = [&steps, &log] {
+    if (!steps.health) return false;
+    const absl::Status health = steps.health();
+    if (!health.ok()) log.Error("ending at once", {{"status", health.ToString()}});
+    return !health.ok();
+  };
+  while (!signals.WaitFor(steps.health ? kHealthPoll : Duration::Seconds(3600))) {
+    if (failed()) return DrainResult::kFailed;
   }
   log.Info("draining: no new work, running requests finish",
            {{"timeout_ms", timeout.millis()}, {"again", "a second signal ends at once"}});
   const Tick until = clock.Now() + timeout;
   steps.begin();
   while (!steps.drained()) {
+    if (failed()) return DrainResult::kFailed;
     if (clock.Now() >= until) {
       log.Warning("drain timed out: cancelling what still runs");
       return DrainResult::kTimedOut;

@@ -6,6 +6,7 @@
 
 #include <functional>
 
+#include "absl/status/status.h"
 #include "base/clock.h"
 #include "base/log.h"
 
@@ -34,11 +35,14 @@ class TerminationSignals {
 struct DrainSteps {
   std::function<void()> begin;    // refuse new work
   std::function<bool()> drained;  // polled: is nothing running any more?
+  // Polled, if there is one: an error ends the role at once, it cannot work any more.
+  std::function<absl::Status()> health = nullptr;
 };
 
-enum class DrainResult { kDrained, kTimedOut, kSecondSignal };
+enum class DrainResult { kDrained, kTimedOut, kSecondSignal, kFailed };
 
-// Waits for the first signal, then drains for `timeout` at most, or until a second signal.
+// Waits for the first signal, then drains for `timeout` at most, until a second signal, or until
+// the role fails.
 DrainResult RunUntilTerminated(TerminationSignals& signals, const DrainSteps& steps,
                                Duration timeout, Clock& clock, const Log& log);
 

@@ -12,6 +12,7 @@
 
 #include <vector>
 
+#include "base/gauge_share.h"
 #include "base/thread.h"
 
 namespace baton {
@@ -140,6 +141,20 @@ TEST(Metrics, UnboundHandlesRecordNothing) {
   GaugeHandle().Set(1);
   HistogramHandle().Observe(1);
   RouterMetrics().requests_total[Outcome::kStop].Add();
+}
+
+TEST(Metrics, AGaugeShowsTheSumOfItsShares) {
+  Metrics metrics(Options(false));
+  const GaugeHandle gauge = metrics.decode().landing_requests;
+  GaugeShare one(gauge);
+  one.Set(5);
+  {
+    GaugeShare other(gauge);
+    other.Set(3);
+    one.Set(4);
+    EXPECT_THAT(metrics.Render(), HasSubstr("baton_landing_requests 7\n"));
+  }
+  EXPECT_THAT(metrics.Render(), HasSubstr("baton_landing_requests 4\n"));
 }
 
 TEST(Metrics, ThreadsRecordWhileAnotherRenders) {

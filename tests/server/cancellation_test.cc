@@ -157,8 +157,8 @@ TEST_F(CancellationTest, DuringTheHandoff) {
   slow.rates.delay = 1;
   slow.clock = std::make_shared<MonotonicClock>();
   slow.max_delay = kForever;
-  parts.prefill_transport =
-      std::make_unique<transport::FaultyTransport>(std::move(parts.prefill_transport), slow);
+  parts.prefill_ranks[0].transport = std::make_unique<transport::FaultyTransport>(
+      std::move(parts.prefill_ranks[0].transport), slow);
   parts.prefill_poll_interval = Duration::Millis(1);
   Start(std::move(parts));
   grpc::ClientContext context;

@@ -33,8 +33,8 @@ EmbeddedParts FaultyParts(uint64_t seed, Gate& prefill, Gate& decode) {
         &options.rates.cut}) {
     *rate = scale * rng.Uniform();
   }
-  parts.prefill_transport =
-      std::make_unique<transport::FaultyTransport>(std::move(parts.prefill_transport), options);
+  parts.prefill_ranks[0].transport = std::make_unique<transport::FaultyTransport>(
+      std::move(parts.prefill_ranks[0].transport), options);
   parts.prefill.planner.handoff_timeout = Duration::Millis(30);
   parts.decode.planner.handoff_timeout = Duration::Millis(30);
   return parts;

@@ -93,13 +93,15 @@ EmbeddedParts StubParts(Gate& prefill, Gate& decode, int32_t pages) {
   parts.model = StubModel();
   parts.tokenizer = ByteTokenizer();
   const sim::StubRunnerOptions runner{.total_pages = pages};
-  parts.prefill_runner =
+  parts.prefill_ranks.resize(1);
+  parts.decode_ranks.resize(1);
+  parts.prefill_ranks[0].runner =
       std::make_unique<GatedRunner>(std::make_unique<sim::StubRunner>(runner, nullptr), prefill);
-  parts.decode_runner =
+  parts.decode_ranks[0].runner =
       std::make_unique<GatedRunner>(std::make_unique<sim::StubRunner>(runner, nullptr), decode);
   transport::InprocFabric fabric;
-  parts.prefill_transport = fabric.NewEndpoint("prefill-0");
-  parts.decode_transport = fabric.NewEndpoint("decode-0");
+  parts.prefill_ranks[0].transport = fabric.NewEndpoint("prefill-0");
+  parts.decode_ranks[0].transport = fabric.NewEndpoint("decode-0");
   parts.prefill.planner.chunk_tokens = 64;
   parts.decode.planner.eos_token_ids = {sim::kEos};
   parts.decode.planner.reserve_output_tokens = 32;

@@ -1,0 +1,257 @@
+// Workers of several ranks in one process give the tokens of workers of one rank: for every number
+// of ranks, over both transports, greedy and sampled, many requests at once; and their series are
+// sums over the ranks.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#include "base/check.h"
+#include "base/random.h"
+#include "base/thread.h"
+#include "server/client.h"
+#include "server/main_roles.h"
+#include "tests/sanitized.h"
+
+namespace baton::server {
+namespace {
+
+using ::testing::ElementsAreArray;
+using ::testing::HasSubstr;
+
+constexpr int kPages = 64;
+constexpr int32_t kOutputTokens = 16 / kSanitizedTestScale + 4;
+
+struct Shape {
+  int prefill_ranks = 1;
+  int decode_ranks = 1;
+  int redundant_experts = 0;  // of both
+  std::string transport = "inproc";
+  std::string backend = "cpu";
+};
+
+void PrintTo(const Shape& shape, std::ostream* out) {
+  *out << "TP" << shape.prefill_ranks << " EP" << shape.decode_ranks << " +"
+       << shape.redundant_experts << " " << shape.transport << " " << shape.backend;
+}
+
+// A checkpoint of this repository, with the demo model's tokenizer where it has none: requests come
+// as token ids.
+class ModelFolder {
+ public:
+  explicit ModelFolder(const std::string& name) {
+    char path[] = "/tmp/baton-ranks-XXXXXX";
+    BATON_CHECK(mkdtemp(path) != nullptr);
+    path_ = path;
+    const std::string source = BATON_SOURCE_DIR;
+    for (const std::string& from : {source + "/models/demo", source + "/" + name}) {
+      for (const auto& file : std::filesystem::directory_iterator(from)) {
+        const std::filesystem::path to = path_ / file.path().filename();
+        std::filesystem::remove(to);
+        std::filesystem::create_symlink(file.path(), to);
+      }
+    }
+  }
+  ~ModelFolder() { std::filesystem::remove_all(path_); }
+  std::string path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+Config ConfigFor(const std::string& model, const Shape& shape) {
+  LoadedConfig loaded = LoadConfig({}).value();
+  Config config = loaded.config;
+  config.mutable_model()->set_path(model);
+  config.mutable_kernels()->set_backend(shape.backend);
+  config.mutable_handoff()->set_transport(shape.transport);
+  config.mutable_group()->set_timeout_ms(60000);  // the machine's other work is no fault
+  config.mutable_prefill()->set_ranks(shape.prefill_ranks);
+  config.mutable_prefill()->set_redundant_experts(shape.redundant_experts);
+  config.mutable_prefill()->set_threads(1);
+  config.mutable_prefill()->set_pages(kPages);
+  config.mutable_prefill()->set_chunk_tokens(48);
+  config.mutable_decode()->set_ranks(shape.decode_ranks);
+  config.mutable_decode()->set_redundant_experts(shape.redundant_experts);
+  config.mutable_decode()->set_threads(1);
+  config.mutable_decode()->set_pages(kPages);
+  config.mutable_decode()->set_reserve_output_tokens(32);
+  return config;
+}
+
+// All roles in this process, with as many ranks as `shape` says.
+class Server {
+ public:
+  Server(const std::string& model, const Shape& shape) : Server(ConfigFor(model, shape)) {}
+  explicit Server(const Config& config)
+      : files_(LoadModelFiles(config).value()),
+        metrics_(MetricsOptionsFor(config, files_.description)) {
+    EmbeddedParts parts = MakeEmbeddedParts(config, files_).value();
+    for (EmbeddedRank& rank : parts.decode_ranks) decode_.push_back(rank.collectives.get());
+    embedded_ = Embedded::Start(std::move(parts), clock_, metrics_, Log()).value();
+  }
+
+  std::vector<std::vector<TokenId>> TokensOf(const std::vector<ClientRequest>& requests) {
+    std::vector<std::vector<TokenId>> tokens(requests.size());
+    std::vector<Thread> clients;
+    for (size_t i = 0; i < requests.size(); ++i) {
+      clients.emplace_back("client", [this, &requests, &tokens, i] {
+        const auto result =
+            MakeCompletionClient(embedded_->Channel())
+                ->Generate(requests[i], [](const auto&, const auto&) { return true; });
+        EXPECT_TRUE(result.ok()) << result.status();
+        if (result.ok()) tokens[i] = result->token_ids;
+      });
+    }
+    clients.clear();
+    return tokens;
+  }
+
+  bool Drain() {
+    embedded_->Drain();
+    const Tick until = clock_.Now() + Duration::Seconds(30);
+    while (!embedded_->drained() && clock_.Now() < until) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return embedded_->drained();
+  }
+
+  double Metric(const std::string& series) const {
+    const std::string text = "\n" + metrics_.Render();
+    const size_t at = text.find("\n" + series + " ");
+    return at == std::string::npos ? -1 : std::stod(text.substr(at + series.size() + 2));
+  }
+
+  Embedded& embedded() { return *embedded_; }
+  transport::Collectives& decode_rank(size_t rank) { return *decode_[rank]; }
+  int32_t vocab_size() const { return files_.description.vocab_size; }
+
+ private:
+  MonotonicClock clock_;
+  const ModelFiles files_;
+  Metrics metrics_;
+  std::vector<transport::Collectives*> decode_;
+  std::unique_ptr<Embedded> embedded_;
+};
+
+// Fewer tokens than ranks, within a page, chunks and pages; greedy and sampled.
+std::vector<ClientRequest> Requests(int32_t vocab_size) {
+  Rng rng(11);
+  std::vector<ClientRequest> requests;
+  for (const int length : {1, 3, 40, 64, 130, 200}) {
+    ClientRequest request;
+    for (int i = 0; i < length; ++i) {
+      request.token_ids.push_back(
+          static_cast<TokenId>(rng.Below(static_cast<uint64_t>(vocab_size))));
+    }
+    request.max_tokens = kOutputTokens;
+    request.ignore_eos = true;
+    request.seed = rng.Below(1000);
+    request.temperature = requests.size() % 2 == 0 ? 0.0f : 0.9f;
+    request.top_p = 0.95f;
+    requests.push_back(std::move(request));
+  }
+  return requests;
+}
+
+void ExpectSumsOverRanks(const Server& server, const Shape& shape,
+                         const std::vector<ClientRequest>& requests) {
+  size_t prompt_tokens = 0;
+  for (const ClientRequest& request : requests) prompt_tokens += request.token_ids.size();
+  EXPECT_EQ(server.Metric("baton_prefill_tokens_total"), prompt_tokens);
+  EXPECT_EQ(server.Metric("baton_kv_pages_capacity{role=\"decode\"}"), kPages * shape.decode_ranks);
+  EXPECT_EQ(server.Metric("baton_kv_pages_capacity{role=\"prefill\"}"), kPages);
+  EXPECT_EQ(server.Metric("baton_kv_pages_used{role=\"decode\"}"), 0);
+  EXPECT_EQ(server.Metric("baton_running_requests{role=\"decode\"}"), 0);
+  // Each rank of prefill has sent its share, and nothing twice.
+  EXPECT_EQ(server.Metric("baton_handoff_sent_bytes_total"),
+            server.Metric("baton_handoff_received_bytes_total"));
+  // The first token of each request comes from prefill.
+  EXPECT_EQ(server.Metric("baton_batch_rows_sum{role=\"decode\"}"),
+            static_cast<double>(requests.size()) * (kOutputTokens - 1));
+}
+
+using Case = std::tuple<std::string, std::vector<Shape>>;
+class EmbeddedRanks : public testing::TestWithParam<Case> {};
+
+TEST_P(EmbeddedRanks, GiveTheTokensOfOneRank) {
+  const ModelFolder model(std::get<0>(GetParam()));
+  std::map<std::string, std::vector<std::vector<TokenId>>> expected;  // by backend
+  for (const Shape& shape : std::get<1>(GetParam())) {
+    SCOPED_TRACE(testing::PrintToString(shape));
+    Server server(model.path(), shape);
+    const std::vector<ClientRequest> requests = Requests(server.vocab_size());
+    auto& one_rank = expected[shape.backend];
+    if (one_rank.empty()) {
+      one_rank = Server(model.path(), {.backend = shape.backend}).TokensOf(requests);
+    }
+    const std::vector<std::vector<TokenId>> tokens = server.TokensOf(requests);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      SCOPED_TRACE(i);
+      EXPECT_EQ(tokens[i].size(), static_cast<size_t>(kOutputTokens));
+      EXPECT_THAT(tokens[i], ElementsAreArray(one_rank[i]));
+    }
+    EXPECT_TRUE(server.Drain());
+    ExpectSumsOverRanks(server, shape, requests);
+    EXPECT_TRUE(server.embedded().health().ok());
+  }
+}
+
+// Every TP with every EP, over one transport and the other. A sanitizer gets a part of them.
+std::vector<Shape> AllShapes() {
+  std::vector<Shape> shapes;
+  for (const int prefill : {1, 2, 4}) {
+    for (const int decode : {1, 2, 4, 8}) {
+      const size_t n = shapes.size();
+      shapes.push_back({prefill, decode, n % 3 == 0 ? 0 : 5, n % 2 == 0 ? "inproc" : "ucx"});
+    }
+  }
+  if (kSanitizedTestScale > 1) shapes = {shapes[3], shapes[6], shapes[9]};
+  return shapes;
+}
+
+// Three heads allow no TP of 4; six experts on four or eight ranks leave slots that hold an expert
+// twice.
+INSTANTIATE_TEST_SUITE_P(
+    Models, EmbeddedRanks,
+    testing::Values(Case{"models/demo", AllShapes()},
+                    Case{"tests/data/models/bf16-lora-yarn", AllShapes()},
+                    Case{"tests/data/models/fp8-ragged-yarn", {{2, 4}, {3, 8, 2, "ucx"}, {3, 3}}},
+                    Case{"tests/data/models/bf16-groups-mtp",
+                         {{2, 8}, {3, 2, 4}, {3, 4, 0, "ucx"}, {2, 2, 3, "inproc", "reference"}}}));
+
+TEST(EmbeddedRanksFailure, ABrokenGroupShowsAndEndsAtOnce) {
+  const ModelFolder model("tests/data/models/bf16-lora-yarn");
+  Server server(model.path(), {2, 4});
+  server.TokensOf(Requests(server.vocab_size()));
+  EXPECT_TRUE(server.embedded().health().ok());
+  server.decode_rank(2).Abort(absl::DataLossError("a stroke of lightning"));
+  const absl::Status health = server.embedded().health();
+  EXPECT_TRUE(absl::IsDataLoss(health));
+  EXPECT_THAT(std::string(health.message()), HasSubstr("rank 2: a stroke of lightning"));
+}
+
+TEST(EmbeddedRanksConfig, RanksThatTheModelCannotHaveAreRefused) {
+  const ModelFolder model("tests/data/models/bf16-lora-yarn");
+  Config config = ConfigFor(model.path(), {8, 1});
+  const ModelFiles files = LoadModelFiles(config).value();
+  absl::Status status = MakeEmbeddedParts(config, files).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status));
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("prefill.ranks: 8 is more than the 4 attention heads"));
+  config = ConfigFor(model.path(), {4, 1});
+  config.mutable_kernels()->set_pin_threads(true);
+  status = MakeEmbeddedParts(config, files).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("kernels.pin_threads"));
+}
+
+}  // namespace
+}  // namespace baton::server
