@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "base/check.h"
+#include "base/host_port.h"
 
 namespace baton::internal {
 namespace {
@@ -47,8 +48,9 @@ std::string AllowedWords(const v1::FieldSpec& spec) {
   }
   for (const std::string& value : spec.values()) words += (words.empty() ? "" : ", ") + value;
   if (spec.format() == v1::FORMAT_ADDRESS) words = "host:port";
-  if (spec.format() == v1::FORMAT_PEER) words = "host:port, separated by commas";
+  if (spec.format() == v1::FORMAT_WORKER) words = "host:port or dns:host:port, separated by commas";
   if (spec.format() == v1::FORMAT_IP) words = "IP address";
+  if (spec.format() == v1::FORMAT_IP_PORT) words = "IP address:port";
   if (spec.format() == v1::FORMAT_NAMES) words = "names, separated by commas";
   return words;
 }
@@ -144,6 +146,16 @@ bool IsIp(const std::string& text) {
          inet_pton(AF_INET6, text.c_str(), bytes) == 1;
 }
 
+bool IsIpPort(const std::string& text) {
+  return IsAddress(text, 1) && IsIp(SplitHostPort(text)->host);
+}
+
+// One address, or a name for many: "dns:baton-decode:50071".
+bool IsWorker(std::string_view text) {
+  if (IsAddress(text, 1)) return true;
+  return text.starts_with("dns:") && IsAddress(text.substr(4), 1);
+}
+
 // What UCX takes for a list: "mlx5_0:1,eth0".
 bool AreNames(std::string_view text) {
   if (text.empty() || text.front() == ',' || text.back() == ',') return false;
@@ -177,14 +189,19 @@ std::optional<std::string> CheckText(const SchemaField& field, std::string& text
              spec.default_value();
     }
   }
-  if (spec.format() == v1::FORMAT_PEER && !IsAddress(text, 1)) {
+  if (spec.format() == v1::FORMAT_WORKER && !IsWorker(text)) {
     return "\"" + text +
            "\" is not an address; expected host:port with port 1 .. 65535, for example "
-           "10.0.0.7:50061";
+           "10.0.0.7:50061, or dns:host:port for a name with many addresses, for example "
+           "dns:baton-prefill:50061";
   }
   if (text.find('\0') != std::string::npos) return "the text holds a zero byte; remove it";
   if (spec.format() == v1::FORMAT_IP && !text.empty() && !IsIp(text)) {
     return "\"" + text + "\" is not an IP address; expected for example 10.0.0.7, or nothing";
+  }
+  if (spec.format() == v1::FORMAT_IP_PORT && !text.empty() && !IsIpPort(text)) {
+    return "\"" + text + "\" is not an IP address with a port; expected for example 10.0.0.10:53 " +
+           "or [fd00::a]:53, or nothing";
   }
   if (spec.format() == v1::FORMAT_NAMES && !AreNames(text)) {
     return "\"" + text + "\" is not a list of names; expected names separated by commas without " +

@@ -288,6 +288,9 @@ class MetricsBinder {
   void Bind(GaugeHandle& handle, std::string_view name, const Labels& labels = {}) {
     handle.gauge_ = &Family(name, labels, MetricType::kGauge, prometheus::BuildGauge()).Add(labels);
   }
+  void Unbind(const GaugeHandle& handle, std::string_view name, const Labels& labels) {
+    Family(name, labels, MetricType::kGauge, prometheus::BuildGauge()).Remove(handle.gauge_);
+  }
   void Bind(HistogramHandle& handle, std::string_view name, const Labels& labels = {}) {
     const std::span<const double> bounds = SpecOf(name).buckets;
     const prometheus::Histogram::BucketBoundaries buckets(bounds.begin(), bounds.end());
@@ -444,6 +447,12 @@ GaugeHandle Metrics::WorkerUp(std::string_view role, std::string_view worker) {
       .Bind(handle, "baton_worker_up",
             {{"role", std::string(role)}, {"worker", std::string(worker)}});
   return handle;
+}
+
+void Metrics::ForgetWorkerUp(std::string_view role, std::string_view worker) {
+  MetricsBinder(state_->registry)
+      .Unbind(WorkerUp(role, worker), "baton_worker_up",
+              {{"role", std::string(role)}, {"worker", std::string(worker)}});
 }
 
 std::string Metrics::Render() const {

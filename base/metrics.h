@@ -219,6 +219,8 @@ class Metrics {
   // Whether the router is connected to a worker (1) or not (0): role is "prefill" or "decode",
   // worker its address. The handle is bound here: keep it.
   GaugeHandle WorkerUp(std::string_view role, std::string_view worker);
+  // Takes the worker's series away. Its handles may not be used again.
+  void ForgetWorkerUp(std::string_view role, std::string_view worker);
 
   // The current values in Prometheus' text format, aliases included when they are on.
   std::string Render() const;

@@ -133,6 +133,8 @@ RouterServerOptions RouterServerOptionsFor(const Config& config) {
   options.frontend.max_open_requests = router.max_queue() + 8192;
   options.decode_workers.assign(router.decode_workers().begin(), router.decode_workers().end());
   options.prefill_workers.assign(router.prefill_workers().begin(), router.prefill_workers().end());
+  options.dns_interval = Duration::Millis(router.dns_interval_ms());
+  options.resolver = MakeDnsResolver(router.dns_server());
   options.version = std::string(Version());
   options.revision = std::string(Revision());
   return options;

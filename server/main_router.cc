@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/status_macros.h"
 #include "server/commands.h"
 #include "server/exit_code.h"
@@ -25,7 +26,7 @@ absl::StatusOr<int> Route(const CommandContext& context) {
         {"router.decode_workers", &config.router().decode_workers()}}) {
     if (!workers->empty()) continue;
     context.err << "error: " << field << ": a router needs at least one; --" << field
-                << "=HOST:PORT, or a list in the configuration file" << std::endl;
+                << "=HOST:PORT or dns:HOST:PORT, or a list in the configuration file" << std::endl;
     usage = true;
   }
   if (usage) return kExitUsage;
@@ -54,8 +55,9 @@ absl::StatusOr<int> Route(const CommandContext& context) {
   role.watch_ready = [&](std::function<void(bool)> set) { router->WatchReady(std::move(set)); };
   role.started = [&](int grpc_port, int http_port) {
     context.err << "router of " << description.name << ": gRPC port " << grpc_port << ", HTTP port "
-                << http_port << ", " << options.prefill_workers.size() << " prefill and "
-                << options.decode_workers.size() << " decode workers" << std::endl;
+                << http_port
+                << "; prefill workers: " << absl::StrJoin(options.prefill_workers, ", ")
+                << "; decode workers: " << absl::StrJoin(options.decode_workers, ", ") << std::endl;
   };
   return RunRole(context, role, metrics, signals, clock);
 }

@@ -26,9 +26,10 @@ class RouterServerImpl final : public RouterServer, public FrontendOutbox, publi
         inbox_(options.inbox_capacity),
         frontend_(options.frontend, std::random_device{}(), clock, inbox_, metrics_),
         service_(MakeCompletionService(model, tokenizer, frontend_, [this] { return Summary(); })),
-        workers_(WorkerClient::Start(
-            {options.router.identity, options.decode_workers, options.prefill_workers}, channels,
-            clock, inbox_, metrics, log)),
+        workers_(WorkerClient::Start(options.router.identity,
+                                     {options.decode_workers, options.prefill_workers,
+                                      options.dns_interval, options.resolver},
+                                     channels, clock, inbox_, metrics, log)),
         thread_(inbox_.queue(), clock) {
     thread_.Start("router",
                   std::make_unique<FrontendLoop>(options.router, clock, inbox_, *this, *this));

@@ -30,8 +30,11 @@ namespace baton::server {
 struct RouterServerOptions {
   FrontendOptions frontend;
   scheduler::RouterOptions router;
+  // Where workers are; see server/worker_client.h.
   std::vector<std::string> decode_workers;
   std::vector<std::string> prefill_workers;
+  Duration dns_interval = Duration::Seconds(5);
+  std::shared_ptr<NameResolver> resolver;
   size_t inbox_capacity = 8192;
   std::string version;
   std::string revision;

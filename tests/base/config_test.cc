@@ -126,6 +126,24 @@ TEST_F(ConfigTest, EveryProblemIsNamedAtOnce) {
   }
 }
 
+TEST_F(ConfigTest, WorkersAreAddressesOrNames) {
+  const auto loaded = LoadYaml(
+      "router:\n"
+      "  decode_workers: [\"dns:baton-decode:50071\", \"[::1]:2\"]\n"
+      "  dns_server: 127.0.0.1:8600\n");
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_THAT(loaded->config.router().decode_workers(),
+              ElementsAre("dns:baton-decode:50071", "[::1]:2"));
+  for (const char* bad : {"dns:///baton-decode:50071", "dns:baton-decode", "dns:a:0", "srv:a:1"}) {
+    EXPECT_THAT(ErrorsOf(std::string("router: {decode_workers: [\"") + bad + "\"]}\n"),
+                HasSubstr(std::string("\"") + bad +
+                          "\" is not an address; expected host:port with port 1 .. 65535, for "
+                          "example 10.0.0.7:50061, or dns:host:port for a name"));
+  }
+  EXPECT_THAT(ErrorsOf("router: {dns_server: \"ns1:53\"}\n"),
+              HasSubstr("\"ns1:53\" is not an IP address with a port; expected for example "));
+}
+
 TEST_F(ConfigTest, NetworksOfHandoffsAreChecked) {
   const std::string good =
       "handoff: {ucx: {tls: \"rc,tcp\", net_devices: \"mlx5_0:1,eth0\", listen_ip: \"::1\"}}\n";

@@ -68,8 +68,19 @@ class ManifestsTest(unittest.TestCase):
             role = obj["metadata"]["labels"]["app.kubernetes.io/component"]
             grpc = next(p["port"] for p in obj["spec"]["ports"] if p["name"] == "grpc")
             self.assertEqual(listening[role].rsplit(":", 1)[1], str(grpc), role)
-        self.assertIn("baton-prefill", config["router"]["prefill_workers"][0])
-        self.assertIn("baton-decode", config["router"]["decode_workers"][0])
+
+    def test_the_router_finds_workers_by_the_names_of_headless_services(self):
+        config = yaml.safe_load(harness.config_map_file(self.objects))
+        services = {o["metadata"]["name"]: o["spec"] for o in self.objects if o["kind"] == "Service"}
+        for role in ("prefill", "decode"):
+            (entry,) = config["router"][f"{role}_workers"]
+            scheme, name, port = entry.split(":")
+            self.assertEqual(scheme, "dns", role)
+            self.assertEqual(services[name]["clusterIP"], "None", role)  # the name has every pod's address
+            # As soon as there is a pod: the router asks it itself whether it is ready.
+            self.assertTrue(services[name]["publishNotReadyAddresses"], role)
+            self.assertEqual(port, str(next(p["port"] for p in services[name]["ports"] if p["name"] == "grpc")), role)
+            self.assertEqual(services[name]["selector"]["app.kubernetes.io/component"], role)
 
 
 class DockerfileTest(unittest.TestCase):

@@ -109,6 +109,7 @@ CONFINED = [
     (r"spdlog/", r"base/log\.cc$"),
     (r"yaml-cpp/", r"base/config\.cc$|tests/|tools/"),
     (r"boost/", r"(server|tests|tools)/"),
+    (r"ares\.h$", r"server/dns_resolver\.cc$"),
     (r"(ucp|uct|ucs)/", r"transport/ucx/"),
     (r"nccl", r"transport/nccl/"),
     (r"cuda|cublas", r"(kernels/cuda|transport/nccl)/"),
