@@ -75,7 +75,7 @@ scheduler::TickResult DecodeLoop::Tick() {
   events_.clear();
   for (scheduler::DecodeAction& action : sink_.actions) Execute(action);
   // Not behind a pass of its own: its result may lead to the next one.
-  if (events_.empty() && runner_.PeersWait()) {
+  if (events_.empty() && runner_.WantsPass()) {
     RunEmptyPass();
     busy = true;
   }

@@ -110,6 +110,10 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device
         scheduler::ExpertPlacement::InOrder(TopologyOf(config, options.group.ranks(), slots)));
     BATON_RETURN_IF_ERROR(decoder->InstallExperts(
         {.placement = std::make_shared<const scheduler::ExpertPlacement>(std::move(in_order))}));
+    if (options.group.split == Split::kExpert) {
+      decoder->choices_.resize(static_cast<size_t>(config.layers - config.dense_layers) *
+                               static_cast<size_t>(config.routed_experts));
+    }
   }
   return decoder;
 }
@@ -283,7 +287,10 @@ absl::Status Decoder::AttendAndBegin(const PassContext& pass, int32_t i, ExpertE
                                           .eps = model_.config.rms_norm_eps}));
   if (model_.config.is_dense(i)) return RunMlp(pass, layer.mlp);
   if (!ExchangesRows(i)) return RunMoe(pass, layer.moe);
-  return BeginMoeInGroup(pass, layer.moe, tables_, i - model_.config.dense_layers, *exchange);
+  const int32_t moe_layer = i - model_.config.dense_layers;
+  BATON_RETURN_IF_ERROR(BeginMoeInGroup(pass, layer.moe, tables_, moe_layer, *exchange));
+  if (!choices_.empty()) CountChoices(pass, moe_layer);
+  return absl::OkStatus();
 }
 
 absl::Status Decoder::RunExperts(std::span<const PassContext> passes, int32_t i) {
@@ -297,6 +304,18 @@ absl::Status Decoder::RunExperts(std::span<const PassContext> passes, int32_t i)
 
 absl::Status Decoder::EndLayer(const PassContext& pass, int32_t i, ExpertExchange* exchange) {
   return ExchangesRows(i) ? EndMoeInGroup(pass, *exchange) : absl::OkStatus();
+}
+
+// The host has read the choices in order to send the rows: they are there.
+void Decoder::CountChoices(const PassContext& pass, int32_t moe_layer) {
+  int32_t* const counts = choices_.data() + int64_t{moe_layer} * model_.config.routed_experts;
+  const int32_t* const chosen = pass.a.experts.as<const int32_t>();
+  for (int64_t i = 0; i < pass.a.experts.elements(); ++i) ++counts[chosen[i]];
+}
+
+void Decoder::TakeChoices(std::span<int32_t> counts) {
+  BATON_CHECK_EQ(counts.size(), choices_.size());
+  for (size_t i = 0; i < counts.size(); ++i) counts[i] += std::exchange(choices_[i], 0);
 }
 
 // The last layer, from the latents on, of the finishing rows: a pass of these rows alone. Each is

@@ -56,6 +56,10 @@ class Decoder {
   absl::Status InstallExperts(const scheduler::ActiveExperts& active);
   uint64_t experts_version() const { return tables_.active().version; }
 
+  // Adds how often the rows of this rank's passes have chosen each expert since the last call to
+  // `counts`, [MoE layers, experts], and begins anew. Groups split by Split::kExpert only.
+  void TakeChoices(std::span<int32_t> counts);
+
   // Runs all layers for every row of the plan (checked by CheckPlan against plan_limits()).
   // `observer` may be null. Groups split by Split::kTensor give the same plan to all ranks.
   //
@@ -99,6 +103,7 @@ class Decoder {
   absl::Status RunExperts(std::span<const PassContext> passes, int32_t layer);
   absl::Status EndLayer(const PassContext& pass, int32_t layer, ExpertExchange* exchange);
   absl::Status FinishLastLayerOf(const scheduler::BatchPlan& plan, int32_t parts);
+  void CountChoices(const PassContext& pass, int32_t moe_layer);
   absl::Status NormHeadRows(std::span<const int32_t> rows);
   absl::Status SendHeadRows(std::span<const int32_t> rows);
 
@@ -116,6 +121,7 @@ class Decoder {
   std::array<std::unique_ptr<ExpertExchange>, kMaxParts> exchanges_;
   std::unique_ptr<CallQueue> queue_;
   ExpertTables tables_;
+  std::vector<int32_t> choices_;  // [MoE layers, experts] since TakeChoices; Split::kExpert only
   std::array<Part, kMaxParts> parts_;  // of the pass in progress
   std::array<scheduler::BatchPlan, kMaxParts> part_plans_;
   int32_t rows_ = 0;  // of the last pass

@@ -11,6 +11,9 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status_macros.h"
+#include "model/expert_host.h"
+#include "model/expert_prefetch.h"
+#include "model/expert_tables.h"
 #include "model/kv_cache.h"
 #include "model/sampler.h"
 
@@ -57,7 +60,7 @@ struct StepHeader {
 };
 static_assert(std::has_unique_object_representations_v<StepHeader>);
 
-class ModelRunner final : public Runner {
+class ModelRunner final : public Runner, public ExpertHost {
  public:
   ModelRunner(std::shared_ptr<const LoadedModel> model, std::unique_ptr<kernels::Device> device,
               std::unique_ptr<KvCache> cache, std::unique_ptr<Decoder> decoder,
@@ -101,9 +104,40 @@ class ModelRunner final : public Runner {
     return RunGood(rest, observer, output);
   }
 
-  bool PeersWait() const override { return !group_.solo() && group_.collectives->PeerWaits(); }
+  bool WantsPass() override { return !group_.solo() && group_.collectives->PeerWaits(); }
   void SetWakeup(const std::function<void()>& wakeup) override {
     if (!group_.solo()) group_.collectives->SetWakeup(wakeup);
+  }
+  ExpertHost* experts() override {
+    return !group_.solo() && group_.split == Split::kExpert ? this : nullptr;
+  }
+
+  scheduler::ExpertTopology topology() const override {
+    return TopologyOf(model_->config, group_.ranks(),
+                      scheduler::SlotsPerRank(model_->config.routed_experts,
+                                              group_.redundant_experts, group_.ranks()));
+  }
+  absl::Status Install(const scheduler::ActiveExperts& active) override {
+    return decoder_->InstallExperts(active);
+  }
+  std::string pass_settings() const override {
+    return absl::StrCat("overlap_rows ", group_.overlap_rows, ", dispatch ",
+                        DispatchName(group_.dispatch));
+  }
+  void BeginStep(int32_t most_rows) override { most_rows_ = most_rows; }
+  void TakeChoices(std::span<int32_t> counts) override { decoder_->TakeChoices(counts); }
+  int64_t ExpertBytes(int32_t layer, int32_t expert) const override {
+    int64_t bytes = 0;
+    for (const kernels::Weight* weight : WeightsOf(layer, expert)) bytes += WeightBytes(*weight);
+    return bytes;
+  }
+  absl::Status Copy(const scheduler::ExpertCopy& copy,
+                    absl::FunctionRef<bool(int64_t bytes)> may_go_on) override {
+    if (copy.source == group_.rank()) return absl::OkStatus();  // only its slot changes
+    for (const kernels::Weight* weight : WeightsOf(copy.layer, copy.expert)) {
+      BATON_RETURN_IF_ERROR(Prefetch(*weight, may_go_on));
+    }
+    return absl::OkStatus();
   }
 
   uint64_t PackPages(int32_t layer, std::span<const PageId> pages, int32_t token_count,
@@ -138,6 +172,10 @@ class ModelRunner final : public Runner {
   // out in how many parts.
   absl::Status StepTogether(const scheduler::BatchPlan& plan, int32_t& parts) {
     if (group_.solo()) return absl::OkStatus();
+    if (group_.stepped) {
+      parts = PartsFor(most_rows_);
+      return absl::OkStatus();
+    }
     const StepHeader mine{.experts_version = decoder_->experts_version(),
                           .rows = plan.total_rows,
                           .overlap_rows = group_.overlap_rows,
@@ -158,9 +196,13 @@ class ModelRunner final : public Runner {
       }
       most_rows = std::max(most_rows, theirs.rows);
     }
-    const bool overlap = group_.split == Split::kExpert && group_.overlap_rows > 0;
-    parts = overlap && most_rows >= group_.overlap_rows ? Decoder::kMaxParts : 1;
+    parts = PartsFor(most_rows);
     return absl::OkStatus();
+  }
+
+  int32_t PartsFor(int32_t most_rows) const {
+    const bool overlap = group_.split == Split::kExpert && group_.overlap_rows > 0;
+    return overlap && most_rows >= group_.overlap_rows ? Decoder::kMaxParts : 1;
   }
 
   absl::Status CheckHeader(int32_t rank, const StepHeader& theirs, const StepHeader& mine) const {
@@ -196,6 +238,13 @@ class ModelRunner final : public Runner {
     return absl::OkStatus();
   }
 
+  std::array<const kernels::Weight*, 3> WeightsOf(int32_t moe_layer, int32_t expert) const {
+    const size_t layer = static_cast<size_t>(model_->config.dense_layers + moe_layer);
+    const MoeWeights& moe = model_->weights.layers[layer].moe;
+    const size_t e = static_cast<size_t>(expert);
+    return {&moe.expert_gate[e], &moe.expert_up[e], &moe.expert_down[e]};
+  }
+
   // In the order of what outlives what.
   const std::shared_ptr<const LoadedModel> model_;
   const std::unique_ptr<kernels::Device> device_;
@@ -204,7 +253,8 @@ class ModelRunner final : public Runner {
   Sampler sampler_;
   const RankGroup group_;
   RunnerInfo info_;
-  std::vector<StepHeader> headers_;                       // [ranks], of the pass in progress
+  int32_t most_rows_ = 0;            // of a rank in the pass to come, as somebody else has said
+  std::vector<StepHeader> headers_;  // [ranks], of the pass in progress
   std::vector<const scheduler::SequenceSlice*> sampled_;  // of the pass in progress
   std::vector<int32_t> sampled_rows_;
 };

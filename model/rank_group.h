@@ -52,6 +52,9 @@ struct RankGroup {
   // Without collectives, for memory plans alone: the ranks of the group that is to be formed. The
   // plan is that of its last rank, which no other one exceeds.
   int32_t planned_ranks = 1;
+  // Whoever calls the runner has all ranks step together and see the experts in the same places.
+  // Otherwise the runner sees to it before each pass.
+  bool stepped = false;
 
   bool solo() const { return collectives == nullptr; }
   // Rows and heads are spread over several ranks.

@@ -17,6 +17,8 @@
 
 namespace baton::model {
 
+class ExpertHost;  // model/expert_host.h
+
 struct RunnerInfo {
   std::string model_name;
   std::string model_hash;   // hex; of config.json and the checkpoint's tensor headers
@@ -52,12 +54,19 @@ class Runner {
   virtual absl::Status Run(const scheduler::BatchPlan& plan, LayerObserver* observer,
                            scheduler::StepOutput* output) = 0;
 
-  // In a group whose ranks run their passes together: whether others wait for this rank to run one
-  // (an empty plan will do). `wakeup`, which may only mark that the loop should look, is called
-  // from any thread when that may have become true; set before use, and replaced before what it
-  // touches goes.
-  virtual bool PeersWait() const { return false; }
+  // In a group whose ranks run their passes together: whether this rank should run one although it
+  // has nothing to run (an empty plan will do), because others wait for it or the group itself has
+  // something to settle. Between passes. `wakeup`, which may only mark that the loop should look,
+  // is called from any thread when that may have become true; set before use, and replaced before
+  // what it touches goes.
+  virtual bool WantsPass() { return false; }
   virtual void SetWakeup(const std::function<void()>& /*wakeup*/) {}
+
+  // Not OK, for good: this runner can run nothing any more, since its group has been lost.
+  virtual absl::Status health() const { return absl::OkStatus(); }
+
+  // The experts of this rank; null where nobody else places them. Lives as long as the runner.
+  virtual ExpertHost* experts() { return nullptr; }
 
   // Copies the first `token_count` tokens of `pages` (all full but the last) of one layer into
   // `out` (token_count * entry_bytes bytes, token order) and returns the 64-bit checksum of `out`.

@@ -19,8 +19,10 @@ class RunnerDecorator : public Runner {
                    scheduler::StepOutput* output) override {
     return runner_.Run(plan, observer, output);
   }
-  bool PeersWait() const override { return runner_.PeersWait(); }
+  bool WantsPass() override { return runner_.WantsPass(); }
   void SetWakeup(const std::function<void()>& wakeup) override { runner_.SetWakeup(wakeup); }
+  absl::Status health() const override { return runner_.health(); }
+  ExpertHost* experts() override { return runner_.experts(); }
   uint64_t PackPages(int32_t layer, std::span<const PageId> pages, int32_t token_count,
                      std::span<std::byte> out) override {
     return runner_.PackPages(layer, pages, token_count, out);

@@ -115,6 +115,8 @@ class ExpertSlots {
   absl::Status Reform(uint64_t version, int32_t leader, const std::vector<bool>& live);
 
   const ActiveExperts& active() const { return active_; }
+  // What is being prepared, or prepared; version 0: nothing.
+  const ActiveExperts& target() const { return target_; }
   bool prepared(uint64_t version) const;
   SwitchState state() const;
   // Expert whose weights stand in a slot of this rank for the steps now; -1: none. slot is the

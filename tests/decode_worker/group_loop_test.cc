@@ -26,7 +26,7 @@ class WaitingPeers final : public model::RunnerDecorator {
     --waiting;
     return status;
   }
-  bool PeersWait() const override { return waiting > 0; }
+  bool WantsPass() override { return waiting > 0; }
   void SetWakeup(const std::function<void()>& wakeup) override { wakeup_ = wakeup; }
   void Wake() { wakeup_(); }
 

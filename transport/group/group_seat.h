@@ -1,0 +1,59 @@
+#ifndef BATON_TRANSPORT_GROUP_GROUP_SEAT_H_
+#define BATON_TRANSPORT_GROUP_GROUP_SEAT_H_
+
+// A rank's place in its group, from one generation to the next: Collectives that outlive those that
+// a Rendezvous makes. What computes with the group keeps a pointer to the seat; who forms the group
+// anew changes what stands behind it, on the loop's thread and between calls.
+//
+// Without a group every call fails with UNAVAILABLE, nobody waits and nobody is present but this
+// rank.
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "transport/collectives.h"
+
+namespace baton::transport {
+
+class GroupSeat final : public Collectives {
+ public:
+  // 0 <= rank < world_size, as in every group that will be taken.
+  GroupSeat(int world_size, int rank) : world_size_(world_size), rank_(rank) {}
+
+  // From here on the calls are the group's. Loop's thread.
+  void Take(std::unique_ptr<Collectives> group);
+  // Leaves the group, if there is one: for the others this rank is gone. Loop's thread.
+  void Leave() { group_.reset(); }
+  bool taken() const { return group_ != nullptr; }
+
+  int world_size() const override { return world_size_; }
+  int rank() const override { return rank_; }
+  absl::Status AllReduceSum(std::span<std::byte> data, ReduceType type, Duration timeout) override;
+  absl::Status AllGather(std::span<const std::byte> mine, std::span<std::byte> all,
+                         Duration timeout) override;
+  absl::Status Broadcast(std::span<std::byte> data, int root, Duration timeout) override;
+  absl::Status AllToAllV(std::span<const std::byte> send, std::span<const size_t> send_bytes,
+                         std::span<std::byte> recv, std::span<const size_t> recv_bytes,
+                         Duration timeout) override;
+  absl::Status Barrier(Duration timeout) override;
+  bool is_present(int rank) const override;
+  uint64_t generation() const override;
+  absl::Status health() const override;
+  std::vector<int> lost_ranks() const override;
+  void Abort(const absl::Status& why) override;
+  void SetWakeup(std::function<void()> wakeup) override;
+  void Ring() override;
+  bool PeerWaits() const override;
+
+ private:
+  const int world_size_;
+  const int rank_;
+  std::function<void()> wakeup_;
+  std::unique_ptr<Collectives> group_;  // null: none
+};
+
+}  // namespace baton::transport
+
+#endif  // BATON_TRANSPORT_GROUP_GROUP_SEAT_H_
