@@ -27,7 +27,7 @@ scheduler::SamplingParams Sampling() {
   return sampling;
 }
 
-model::RunnerOptions RunnerOptions(transport::Collectives* collectives) {
+model::RunnerOptions RunnerOptions(transport::Collectives* collectives, Duration timeout) {
   model::RunnerOptions options;
   options.device.threads = 1;
   options.page_tokens = kPageTokens;
@@ -35,7 +35,7 @@ model::RunnerOptions RunnerOptions(transport::Collectives* collectives) {
   options.max_batch_rows = 64;
   options.group = {.collectives = collectives,
                    .split = model::Split::kExpert,
-                   .timeout = Duration::Seconds(20),
+                   .timeout = timeout,
                    .stepped = true};
   return options;
 }
@@ -106,6 +106,21 @@ void ExpectSameBits(const ChatResult& result, const ChatResult& alone) {
   ASSERT_EQ(result.latents, alone.latents);
 }
 
+// Part of the pass is done by then: others have had rows of this rank.
+class LeavesInLayer final : public model::LayerObserver {
+ public:
+  LeavesInLayer(int32_t layer, std::atomic<transport::GroupSeat*>& seat)
+      : layer_(layer), seat_(seat) {}
+  void OnLayerWritten(int32_t layer) override {
+    if (layer != layer_) return;
+    if (transport::GroupSeat* const seat = seat_.exchange(nullptr)) seat->Leave();
+  }
+
+ private:
+  const int32_t layer_;
+  std::atomic<transport::GroupSeat*>& seat_;
+};
+
 }  // namespace
 
 absl::Status SpoiltRunner::Copy(const scheduler::ExpertCopy& copy,
@@ -133,12 +148,25 @@ void SpoiltRunner::Set(bool held, absl::Status status) {
 absl::Status SpoiltRunner::Run(const scheduler::BatchPlan& plan, model::LayerObserver* observer,
                                scheduler::StepOutput* output) {
   if (passes_fail_.load()) return absl::InternalError("a machine at fault");
-  return RunnerDecorator::Run(plan, observer, output);
+  if (plan.total_rows > 0) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [this] { return !passes_held_; });
+  }
+  LeavesInLayer leaves(info().layers - 1, leaves_);
+  return RunnerDecorator::Run(plan, plan.total_rows > 0 ? &leaves : observer, output);
+}
+
+void SpoiltRunner::HoldPasses(bool held) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    passes_held_ = held;
+  }
+  changed_.notify_all();
 }
 
 ExpertCluster::ExpertCluster(const Options& options, std::unique_ptr<transport::GroupFabric> fabric)
     : options_(options), model_(model::LoadTestModel(options.model)), fabric_(std::move(fabric)) {
-  solo_ = model::CreateRunner(model_, RunnerOptions(nullptr)).value();
+  solo_ = model::CreateRunner(model_, RunnerOptions(nullptr, Duration())).value();
   auto rendezvous = fabric_->NewRendezvous(options.ranks);
   for (int32_t r = 0; r < options.ranks; ++r) {
     members_.push_back(std::make_unique<Member>());
@@ -161,7 +189,7 @@ void ExpertCluster::Start(int32_t r) {
   Member& m = member(r);
   m.killed.store(false);
   m.seat = std::make_unique<transport::GroupSeat>(options_.ranks, r);
-  model::RunnerOptions runner_options = RunnerOptions(m.seat.get());
+  model::RunnerOptions runner_options = RunnerOptions(m.seat.get(), options_.group.timeout);
   runner_options.group.redundant_experts = options_.redundant_experts;
   runner_options.group.overlap_rows = options_.overlap_rows;
   m.runner = model::CreateRunner(model_, runner_options).value();
@@ -288,24 +316,34 @@ void ExpertCluster::AwaitPasses(int64_t count) {
 
 void ExpertCluster::Stop() {
   stop_.store(true);
-  for (const auto& m : members_) m->spoilt->Release();
+  for (const auto& m : members_) {
+    m->spoilt->Release();
+    m->spoilt->HoldPasses(false);
+  }
   Await("the last passes", [this] { return stopped_.load() >= options_.ranks; });
   for (const auto& m : members_) m->group->Interrupt();
   end_.store(true);
   for (const auto& m : members_) m->thread.reset();
 }
 
+void ExpertCluster::KillInPass(int32_t r) {
+  member(r).spoilt->LeaveInPass(*member(r).seat);
+  Await("its end", [&] { return !health(r).ok(); });
+  Kill(r);
+}
+
 void ExpertCluster::Kill(int32_t r) {
   Member& m = member(r);
   m.killed.store(true);
   m.thread.reset();
-  --stopped_;
 }
 
 void ExpertCluster::Restart(int32_t r) {
   Member& m = member(r);
   m.group.reset();
   m.spoilt.reset();
+  m.health = absl::OkStatus();
+  --stopped_;
   Start(r);
 }
 

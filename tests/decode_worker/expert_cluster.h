@@ -41,12 +41,16 @@ class SpoiltRunner final : public model::RunnerDecorator, public model::ExpertHo
  public:
   explicit SpoiltRunner(model::Runner& runner)
       : RunnerDecorator(runner), host_(*runner.experts()) {}
-  ~SpoiltRunner() override { Release(); }
+  ~SpoiltRunner() override = default;
 
   void Hold() { Set(true, absl::OkStatus()); }
   void Release() { Set(false, absl::OkStatus()); }
   void FailCopies(absl::Status status) { Set(false, std::move(status)); }
   void FailPasses() { passes_fail_.store(true); }
+  // The rank leaves its group in the middle of its next pass with rows.
+  void LeaveInPass(transport::GroupSeat& seat) { leaves_.store(&seat); }
+  // The next pass with rows waits until this is taken back.
+  void HoldPasses(bool held);
   int waiting() const { return waiting_.load(); }  // copies that are held at present
   int copies() const { return copies_.load(); }    // begun so far
 
@@ -73,6 +77,8 @@ class SpoiltRunner final : public model::RunnerDecorator, public model::ExpertHo
   std::atomic<int> waiting_{0};
   std::atomic<int> copies_{0};
   std::atomic<bool> passes_fail_{false};
+  std::atomic<transport::GroupSeat*> leaves_{nullptr};
+  bool passes_held_ = false;  // guarded by mutex_
   std::mutex mutex_;
   std::condition_variable changed_;
   bool held_ = false;    // guarded by mutex_
@@ -102,8 +108,9 @@ class ExpertCluster {
   // Ends all ranks; again: no effect.
   void Stop();
 
-  // A rank dies as a process does, or is started again with nothing. Not for rank r twice.
+  // A rank dies as a process does, or is started again with nothing.
   void Kill(int32_t r);
+  void KillInPass(int32_t r);
   void Restart(int32_t r);
 
   SpoiltRunner& runner(int32_t r) { return *member(r).spoilt; }
