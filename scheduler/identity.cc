@@ -28,11 +28,12 @@ absl::Status CheckCompatible(const WorkerIdentity& mine, const WorkerIdentity& t
   Compare("KV format", mine.kv_format, theirs.kv_format, &differences);
   Compare("page size in tokens", mine.page_tokens, theirs.page_tokens, &differences);
   Compare("layer count", mine.layers, theirs.layers, &differences);
+  Compare("expert dispatch", mine.expert_dispatch, theirs.expert_dispatch, &differences);
   Compare("software revision", mine.revision, theirs.revision, &differences);
   if (differences.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
       mine.role, " ", mine.instance, " cannot work with ", theirs.role, " ", theirs.instance,
-      differences, ": give both the same checkpoint, KV settings and version of baton"));
+      differences, ": give both the same checkpoint, KV and expert settings and version of baton"));
 }
 
 void Adopt(const WorkerIdentity& theirs, WorkerIdentity& mine) {
@@ -45,6 +46,7 @@ void Adopt(const WorkerIdentity& theirs, WorkerIdentity& mine) {
   adopt(mine.page_tokens, theirs.page_tokens);
   adopt(mine.layers, theirs.layers);
   adopt(mine.revision, theirs.revision);
+  adopt(mine.expert_dispatch, theirs.expert_dispatch);
 }
 
 }  // namespace baton::scheduler

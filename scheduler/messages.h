@@ -29,7 +29,8 @@ struct WorkerIdentity {
   std::string kv_format;   // "bf16" or "fp8"
   int32_t page_tokens = 0;
   int32_t layers = 0;
-  std::string revision;  // software revision of the binary
+  std::string revision;         // software revision of the binary
+  std::string expert_dispatch;  // of decode ranks: "activations" or "fp8", which decides bits
 };
 
 // --- router -> decode rank ----------------------------------------------------------------

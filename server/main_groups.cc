@@ -14,7 +14,12 @@ absl::StatusOr<std::vector<std::unique_ptr<transport::Collectives>>> FormThreadG
   using Joined = absl::StatusOr<std::unique_ptr<transport::Collectives>>;
   const int32_t ranks = RanksOf(config, role);
   std::vector<std::unique_ptr<transport::Collectives>> group(static_cast<size_t>(ranks));
-  if (ranks == 1) return group;
+  if (ranks == 1) {
+    if (role == RunnerRole::kDecode && config.decode().expert_dispatch() == "fp8") {
+      group[0] = transport::MakeSoloCollectives();
+    }
+    return group;
+  }
   transport::InprocGroups groups(std::move(clock));
   std::vector<Joined> joined(group.size());
   {

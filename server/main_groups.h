@@ -15,8 +15,8 @@
 
 namespace baton::server {
 
-// A group whose ranks are threads of this process: one handle for each rank, in their order. Null
-// for a worker of one rank.
+// A group whose ranks are threads of this process: one handle for each rank, in their order. For
+// a worker of one rank null, or a group of one where its rows are rounded on their way to experts.
 absl::StatusOr<std::vector<std::unique_ptr<transport::Collectives>>> FormThreadGroup(
     const Config& config, RunnerRole role, std::shared_ptr<Clock> clock);
 

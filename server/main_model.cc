@@ -90,6 +90,12 @@ absl::Status CheckRanks(const Config& config, RunnerRole role, const model::Load
   return absl::OkStatus();
 }
 
+// The schema allows exactly these texts.
+model::Dispatch DispatchOf(const Config& config) {
+  return config.decode().expert_dispatch() == "fp8" ? model::Dispatch::kFp8
+                                                    : model::Dispatch::kActivations;
+}
+
 int32_t ThreadsOfRank(int32_t configured, int32_t ranks) {
   if (configured > 0 || ranks == 1) return configured;
   return std::max(1, AllowedCpuCount() / ranks);
@@ -115,6 +121,10 @@ absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, Runn
   options.group.redundant_experts =
       prefill ? config.prefill().redundant_experts() : config.decode().redundant_experts();
   options.group.planned_ranks = RanksOf(config, role);
+  if (!prefill) {
+    options.group.dispatch = DispatchOf(config);
+    options.group.overlap_rows = config.decode().overlap_rows();
+  }
   options.device.backend = BackendOf(config.kernels().backend());
   options.device.max_isa = IsaOf(config.kernels().max_isa());
   options.device.pin = config.kernels().pin_threads();

@@ -51,6 +51,7 @@ absl::StatusOr<std::vector<EmbeddedRank>> MakeRanks(const Config& config, Runner
   for (size_t i = 0; i < ranks.size(); ++i) {
     ranks[i].collectives = std::move(group[i]);
     options.group.collectives = ranks[i].collectives.get();
+    options.group.overlap_rows = 0;
     BATON_ASSIGN_OR_RETURN(ranks[i].runner, model::CreateRunner(model, options));
     if (config.handoff().transport() == "ucx") {
       BATON_ASSIGN_OR_RETURN(ranks[i].transport,
@@ -88,6 +89,7 @@ scheduler::WorkerIdentity IdentityFor(const std::string& role, const Config& con
   identity.page_tokens = config.model().page_tokens();
   identity.layers = model.layers;
   identity.revision = std::string(Revision());
+  if (role == "decode") identity.expert_dispatch = config.decode().expert_dispatch();
   return identity;
 }
 
@@ -158,6 +160,10 @@ absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole rol
     return absl::InvalidArgumentError(
         absl::StrCat(RoleName(role), ".ranks: ", RanksOf(config, role),
                      " ranks are threads of one process, which baton serve starts; set it to 1"));
+  }
+  if (parts.options.group.dispatch == model::Dispatch::kFp8) {
+    parts.collectives = transport::MakeSoloCollectives();
+    parts.options.group.collectives = parts.collectives.get();
   }
   BATON_ASSIGN_OR_RETURN(parts.runner, model::CreateRunner(parts.files.model, parts.options));
   BATON_ASSIGN_OR_RETURN(parts.transport,

@@ -22,6 +22,7 @@
 #include "server/model_description.h"
 #include "server/router_server.h"
 #include "server/termination.h"
+#include "transport/collectives.h"
 #include "transport/kv_transport.h"
 #include "wire/worker.h"
 
@@ -53,6 +54,7 @@ MetricsOptions MetricsOptionsFor(const Config& config, const ModelDescription& m
 struct WorkerParts {
   ModelFiles files;
   model::RunnerOptions options;
+  std::unique_ptr<transport::Collectives> collectives;  // outlives the runner; may be null
   std::unique_ptr<model::Runner> runner;
   std::unique_ptr<transport::KvTransport> transport;
 };

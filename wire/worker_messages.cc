@@ -182,6 +182,7 @@ void ToProto(const scheduler::WorkerIdentity& in, v1::WorkerIdentity* out) {
   out->set_page_tokens(in.page_tokens);
   out->set_layers(in.layers);
   out->set_revision(in.revision);
+  out->set_expert_dispatch(in.expert_dispatch);
 }
 
 scheduler::WorkerIdentity FromProto(const v1::WorkerIdentity& in) {
@@ -195,6 +196,7 @@ scheduler::WorkerIdentity FromProto(const v1::WorkerIdentity& in) {
   out.page_tokens = in.page_tokens();
   out.layers = in.layers();
   out.revision = in.revision();
+  out.expert_dispatch = in.expert_dispatch();
   return out;
 }
 

@@ -107,6 +107,7 @@ WorkerIdentity Identity() {
   identity.page_tokens = 64;
   identity.layers = 4;
   identity.revision = "r1";
+  identity.expert_dispatch = "activations";
   return identity;
 }
 
@@ -124,11 +125,12 @@ TEST(IdentityTest, EveryDifferenceIsNamed) {
   other.page_tokens = 32;
   other.layers = 5;
   other.revision = "r2";
+  other.expert_dispatch = "fp8";
   const absl::Status status = CheckCompatible(Identity(), other);
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   const std::string message(status.message());
   for (const char* part : {"a:1", "b:2", "model hash", "'fp8'", "page size", "32", "layer count",
-                           "revision", "'r2'"}) {
+                           "revision", "'r2'", "expert dispatch"}) {
     EXPECT_NE(message.find(part), std::string::npos) << part << " in: " << message;
   }
   EXPECT_EQ(message.find("model name"), std::string::npos);

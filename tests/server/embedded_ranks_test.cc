@@ -227,6 +227,21 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"tests/data/models/bf16-groups-mtp",
                          {{2, 8}, {3, 2, 4}, {3, 4, 0, "ucx"}, {2, 2, 3, "inproc", "reference"}}}));
 
+// Rounding rows on their way to experts changes tokens, on one rank as on several.
+TEST(EmbeddedRanksDispatch, RoundedRowsGiveTheSameTokensOnAnyNumberOfRanks) {
+  const ModelFolder model("tests/data/models/fp8-ragged-yarn");
+  const auto tokens_of = [&](int decode_ranks, const char* dispatch) {
+    Config config = ConfigFor(model.path(), {1, decode_ranks});
+    config.mutable_decode()->set_expert_dispatch(dispatch);
+    Server server(config);
+    return server.TokensOf(Requests(server.vocab_size()));
+  };
+  const std::vector<std::vector<TokenId>> alone = tokens_of(1, "fp8");
+  EXPECT_EQ(tokens_of(2, "fp8"), alone);
+  EXPECT_EQ(tokens_of(4, "fp8"), alone);
+  EXPECT_NE(tokens_of(1, "activations"), alone);
+}
+
 TEST(EmbeddedRanksFailure, ABrokenGroupShowsAndEndsAtOnce) {
   const ModelFolder model("tests/data/models/bf16-lora-yarn");
   Server server(model.path(), {2, 4});
