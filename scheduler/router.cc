@@ -1,6 +1,7 @@
 #include "scheduler/router.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <utility>
 
@@ -119,12 +120,12 @@ void Router::Apply(Tick now, const DecodeLost& event, RouterActionSink& sink) {
 
 void Router::LoseDecode(Tick now, WorkerId worker, const absl::Status& why,
                         RouterActionSink& sink) {
-  for (auto it = attempts_.begin(); it != attempts_.end();) {
-    const auto here = it++;
-    if (here->second.decode != worker) continue;
-    const RequestKey key = here->first;
+  const std::set<RequestKey> keys = std::move(decode_.at(worker).keys);
+  decode_.erase(worker);
+  for (const RequestKey& key : keys) {
+    const auto here = attempts_.find(key);
     const bool live = !here->second.ended;
-    FreePrefill(here->second);
+    FreePrefill(here);
     release_by_.erase({here->second.release_by, key});
     attempts_.erase(here);
     if (!live) continue;
@@ -134,7 +135,6 @@ void Router::LoseDecode(Tick now, WorkerId worker, const absl::Status& why,
             absl::UnavailableError(absl::StrCat("the decode rank was lost: ", why.ToString())),
             sink);
   }
-  decode_.erase(worker);
 }
 
 void Router::Apply(Tick now, const DecodeUpdated& event, RouterActionSink& sink) {
@@ -148,7 +148,10 @@ void Router::Apply(Tick now, const DecodeUpdated& event, RouterActionSink& sink)
   largest_decode_pages_ = std::max(largest_decode_pages_, rank.status.total_pages);
   const uint64_t unseen =
       rank.starts_sent - std::min(rank.starts_sent, rank.status.starts_received);
-  while (rank.unseen_pages.size() > unseen) rank.unseen_pages.pop_front();
+  while (rank.unseen_pages.size() > unseen) {
+    rank.unseen_sum -= rank.unseen_pages.front();
+    rank.unseen_pages.pop_front();
+  }
 
   const Tick received_at = std::min(event.received_at, now);
   for (const TokenChunk& chunk : event.update.chunks) {
@@ -182,10 +185,10 @@ void Router::Apply(Tick, const PrefillUpdated& event, RouterActionSink& sink) {
 // The decode ranks that called the worker notice its loss themselves and report each attempt; here
 // it only takes no more work.
 void Router::Apply(Tick, const PrefillLost& event, RouterActionSink&) {
-  if (prefill_.erase(event.worker) == 0) return;
-  for (auto& [key, attempt] : attempts_) {
-    if (attempt.prefill == event.worker) attempt.prefill_busy = false;
-  }
+  const auto it = prefill_.find(event.worker);
+  if (it == prefill_.end()) return;
+  for (const RequestKey& key : it->second.keys) attempts_.at(key).prefill_busy = false;
+  prefill_.erase(it);
 }
 
 // --- what decode ranks report -------------------------------------------------------------
@@ -201,7 +204,7 @@ void Router::OnChunk(Tick now, WorkerId worker, Tick received_at, const TokenChu
   Request& request = it->second;
   if (request.fsm.state() == RequestState::kPrefilling) {
     // The first token left prefill: its slot is free, its hand-off all but over.
-    FreePrefill(at->second);
+    FreePrefill(at);
     request.fsm.To(RequestState::kLanded);
     request.fsm.To(RequestState::kDecoding);
   }
@@ -303,9 +306,8 @@ void Router::OnReleased(WorkerId worker, RequestKey key, RouterActionSink& sink)
     ++sink.report.stale_messages;
     return;
   }
-  FreePrefill(it->second);
   release_by_.erase({it->second.release_by, key});
-  attempts_.erase(it);
+  EraseAttempt(it);
 }
 
 // --- ends ---------------------------------------------------------------------------------
@@ -318,9 +320,17 @@ void Router::EndAttempt(Tick now, Attempts::iterator it) {
   --decode_.at(attempt.decode).attempts;
 }
 
-void Router::FreePrefill(Attempt& attempt) {
+void Router::EraseAttempt(Attempts::iterator it) {
+  FreePrefill(it);
+  decode_.at(it->second.decode).keys.erase(it->first);
+  attempts_.erase(it);
+}
+
+void Router::FreePrefill(Attempts::iterator it) {
+  Attempt& attempt = it->second;
   if (!std::exchange(attempt.prefill_busy, false)) return;
   PrefillWorker& worker = prefill_.at(attempt.prefill);
+  worker.keys.erase(it->first);
   --worker.busy;
   worker.busy_pages -= attempt.prompt_pages;
   worker.busy_tokens -= attempt.prompt_tokens;
@@ -405,8 +415,7 @@ void Router::Expire(Tick now, RouterActionSink& sink) {
   while (!release_by_.empty() && release_by_.begin()->first <= now) {
     const auto it = attempts_.find(release_by_.begin()->second);
     ++sink.report.release_timeouts;
-    FreePrefill(it->second);
-    attempts_.erase(it);
+    EraseAttempt(it);
     release_by_.erase(release_by_.begin());
   }
 }
@@ -448,6 +457,7 @@ void Router::CheckInvariants() const {
   BATON_CHECK_EQ(deadlines_.size(), requests_.size());
 
   std::map<WorkerId, int32_t> live;
+  std::map<WorkerId, std::set<RequestKey>> keys;
   std::map<WorkerId, PrefillWorker> busy;
   size_t releasing = 0;
   for (const auto& [key, attempt] : attempts_) {
@@ -455,19 +465,25 @@ void Router::CheckInvariants() const {
     BATON_CHECK_EQ(attempt.ended, release_by_.contains({attempt.release_by, key}));
     releasing += attempt.ended ? 1 : 0;
     live[attempt.decode] += attempt.ended ? 0 : 1;
+    keys[attempt.decode].insert(key);
     if (!attempt.ended) BATON_CHECK(requests_.contains(key.request));
     if (!attempt.prefill_busy) continue;
     ++busy[attempt.prefill].busy;
+    busy[attempt.prefill].keys.insert(key);
     busy[attempt.prefill].busy_pages += attempt.prompt_pages;
     busy[attempt.prefill].busy_tokens += attempt.prompt_tokens;
   }
   BATON_CHECK_EQ(release_by_.size(), releasing);
   for (const auto& [id, rank] : decode_) {
     BATON_CHECK_EQ(rank.attempts, live[id]);
+    BATON_CHECK(rank.keys == keys[id]);
     BATON_CHECK_LE(rank.unseen_pages.size(), rank.starts_sent);
+    BATON_CHECK_EQ(rank.unseen_sum,
+                   std::accumulate(rank.unseen_pages.begin(), rank.unseen_pages.end(), 0));
   }
   for (const auto& [id, worker] : prefill_) {
     BATON_CHECK_EQ(worker.busy, busy[id].busy);
+    BATON_CHECK(worker.keys == busy[id].keys);
     BATON_CHECK_EQ(worker.busy_pages, busy[id].busy_pages);
     BATON_CHECK_EQ(worker.busy_tokens, busy[id].busy_tokens);
     busy.erase(id);

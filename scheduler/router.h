@@ -234,7 +234,10 @@ class Router {
     DecodeStatus status;
     uint64_t starts_sent = 0;
     std::deque<int32_t> unseen_pages;  // of starts that `status` does not include yet
+    int32_t unseen_sum = 0;            // of unseen_pages
     int32_t attempts = 0;              // not ended
+    std::set<RequestKey> keys;         // of its attempts, ended ones included
+    uint64_t last_start = 0;           // number of the last start that it got; 0: none
   };
   struct PrefillWorker {
     std::string address;
@@ -243,6 +246,8 @@ class Router {
     int32_t busy = 0;  // own attempts that hold a slot
     int32_t busy_pages = 0;
     int64_t busy_tokens = 0;
+    std::set<RequestKey> keys;  // of these attempts
+    uint64_t last_start = 0;    // as a decode rank's
     Tick suspect_until;
   };
   using Requests = std::map<RequestId, Request>;
@@ -275,15 +280,18 @@ class Router {
   void Abandon(Tick now, Requests::iterator it, FinishReason reason, absl::Status status,
                RouterActionSink& sink);
   void EndAttempt(Tick now, Attempts::iterator it);
-  void FreePrefill(Attempt& attempt);
+  void EraseAttempt(Attempts::iterator it);
+  void FreePrefill(Attempts::iterator it);
   void LoseDecode(Tick now, WorkerId worker, const absl::Status& why, RouterActionSink& sink);
 
   void Expire(Tick now, RouterActionSink& sink);
   void FailWithoutWorkers(Tick now, RouterActionSink& sink);
   void Dispatch(Tick now, RouterActionSink& sink);
+  bool AnyCredit() const;
   bool TryDispatch(Tick now, Request& request, RouterActionSink& sink);
   absl::Status FitsSomewhere(const Request& request) const;
   int32_t PagesAtStart(const Request& request) const;
+  static std::pair<int32_t, uint64_t> Load(const DecodeRank& rank);
   std::map<WorkerId, DecodeRank>::iterator PickDecode(int32_t pages);
   std::map<WorkerId, PrefillWorker>::iterator PickPrefill(Tick now, const Request& request);
   static int64_t PrefillCost(const PrefillWorker& worker, const Request& request);
@@ -298,6 +306,7 @@ class Router {
   std::set<std::pair<Tick, RequestId>> deadlines_;    // of every request
   std::set<std::pair<Tick, RequestKey>> release_by_;  // of every ended attempt
   uint64_t next_order_ = 0;
+  uint64_t starts_ = 0;               // sent in all
   int32_t largest_decode_pages_ = 0;  // of any rank ever seen: what cannot fit is refused
   int32_t largest_prefill_pages_ = 0;
   Tick workers_missing_since_;             // infinite: a usable pair is there

@@ -61,12 +61,21 @@ int32_t Router::PagesAtStart(const Request& request) const {
                   identity_.page_tokens);
 }
 
+bool Router::AnyCredit() const {
+  return std::any_of(decode_.begin(), decode_.end(), [](const auto& entry) {
+    const DecodeRank& rank = entry.second;
+    return !rank.status.draining && rank.starts_sent < rank.status.credits_granted;
+  });
+}
+
 // In order of arrival. A request that fits nowhere now lets later ones pass, but only so often:
 // then nothing behind it starts until it does, so that it meets a cluster that empties.
 void Router::Dispatch(Tick now, RouterActionSink& sink) {
   next_dispatch_ = Tick::Infinite();
   std::vector<Request*> passed_over;
   int32_t scanned = 0;
+  bool at_limit = false;
+  bool credit = !queue_.empty() && AnyCredit();  // a full cluster is not searched for each request
   for (auto at = queue_.begin(); at != queue_.end() && scanned < options_.scan_depth; ++scanned) {
     const auto it = requests_.find((at++)->second);
     Request& request = it->second;
@@ -79,15 +88,17 @@ void Router::Dispatch(Tick now, RouterActionSink& sink) {
       next_dispatch_ = std::min(next_dispatch_, request.not_before);
       continue;  // it backs off by itself: nobody overtakes it unfairly
     }
-    if (TryDispatch(now, request, sink)) {
-      for (Request* earlier : passed_over) ++earlier->overtaken;
+    if (credit && TryDispatch(now, request, sink)) {
+      for (Request* earlier : passed_over) {
+        ++earlier->overtaken;
+        at_limit = at_limit || earlier->overtaken >= options_.max_overtakes;
+      }
+      credit = AnyCredit();
     } else {
       passed_over.push_back(&request);
+      at_limit = at_limit || request.overtaken >= options_.max_overtakes;
     }
-    const auto at_limit = [this](const Request* r) {
-      return r->overtaken >= options_.max_overtakes;
-    };
-    if (std::any_of(passed_over.begin(), passed_over.end(), at_limit)) break;
+    if (at_limit) break;
   }
   if (passed_over.empty()) return;
   for (const auto& [id, worker] : prefill_) {
@@ -108,12 +119,17 @@ bool Router::TryDispatch(Tick now, Request& request, RouterActionSink& sink) {
   attempt.prefill = prefill->first;
   attempt.prompt_tokens = static_cast<int64_t>(request.prompt.size());
   attempt.prompt_pages = PagesFor(attempt.prompt_tokens, identity_.page_tokens);
+  const RequestKey key{request.id, request.fsm.attempt()};
+  prefill->second.keys.insert(key);
+  decode->second.keys.insert(key);
+  prefill->second.last_start = decode->second.last_start = ++starts_;
   ++prefill->second.busy;
   prefill->second.busy_pages += attempt.prompt_pages;
   prefill->second.busy_tokens += attempt.prompt_tokens;
   ++decode->second.attempts;
   ++decode->second.starts_sent;
   decode->second.unseen_pages.push_back(pages);
+  decode->second.unseen_sum += pages;
 
   request.fsm.To(RequestState::kReserved);
   request.fsm.To(RequestState::kPrefilling);
@@ -122,7 +138,6 @@ bool Router::TryDispatch(Tick now, Request& request, RouterActionSink& sink) {
   ++sink.report.starts;
   queue_.erase(request.order);
 
-  const RequestKey key{request.id, request.fsm.attempt()};
   SendStart start;
   start.decode = attempt.decode;
   start.request.key = key;
@@ -136,20 +151,25 @@ bool Router::TryDispatch(Tick now, Request& request, RouterActionSink& sink) {
   return true;
 }
 
+// How much a rank does beside its pages: its requests, then how long ago it got one, so that equals
+// take turns. Other routers' requests show only in its status, own new ones only here.
+std::pair<int32_t, uint64_t> Router::Load(const DecodeRank& rank) {
+  return {std::max(rank.attempts, rank.status.running + rank.status.landing), rank.last_start};
+}
+
 // The rank with a credit whose free pages, after this request, are the largest share of its pages;
-// among equals the one with the fewest attempts, then the lowest id.
+// among equals the one with the least load.
 std::map<WorkerId, Router::DecodeRank>::iterator Router::PickDecode(int32_t pages) {
   auto best = decode_.end();
   double best_share = 0;
   for (auto it = decode_.begin(); it != decode_.end(); ++it) {
     const DecodeRank& rank = it->second;
     if (rank.status.draining || rank.starts_sent >= rank.status.credits_granted) continue;
-    int32_t free = rank.status.free_pages;
-    for (const int32_t unseen : rank.unseen_pages) free -= unseen;
+    const int32_t free = rank.status.free_pages - rank.unseen_sum;
     if (free < pages) continue;
     const double share = static_cast<double>(free - pages) / rank.status.total_pages;
     if (best == decode_.end() || share > best_share ||
-        (share == best_share && rank.attempts < best->second.attempts)) {
+        (share == best_share && Load(rank) < Load(best->second))) {
       best = it;
       best_share = share;
     }
@@ -164,8 +184,8 @@ int64_t Router::PrefillCost(const PrefillWorker& worker, const Request& request)
          static_cast<int64_t>(request.prompt.size());
 }
 
-// The cheapest worker with a free slot and pages. One that just failed this request, or is
-// suspected of being gone, is taken only when the cluster has no other.
+// The cheapest worker with a free slot and pages; equals take turns. One that just failed this
+// request, or is suspected of being gone, is taken only when the cluster has no other.
 std::map<WorkerId, Router::PrefillWorker>::iterator Router::PickPrefill(Tick now,
                                                                         const Request& request) {
   const int32_t pages =
@@ -178,6 +198,7 @@ std::map<WorkerId, Router::PrefillWorker>::iterator Router::PickPrefill(Tick now
     return !entry.second.status.draining && !shunned(entry);
   });
   auto best = prefill_.end();
+  std::pair<int64_t, uint64_t> best_cost;
   for (auto it = prefill_.begin(); it != prefill_.end(); ++it) {
     const PrefillWorker& worker = it->second;
     const PrefillStatus& status = worker.status;
@@ -186,9 +207,10 @@ std::map<WorkerId, Router::PrefillWorker>::iterator Router::PickPrefill(Tick now
     if (std::max(worker.busy, status.running) >= status.slots) continue;
     const int32_t used = std::max(worker.busy_pages, status.total_pages - status.free_pages);
     if (used + pages > status.total_pages) continue;
-    if (best == prefill_.end() ||
-        PrefillCost(worker, request) < PrefillCost(best->second, request)) {
+    const std::pair cost(PrefillCost(worker, request), worker.last_start);
+    if (best == prefill_.end() || cost < best_cost) {
       best = it;
+      best_cost = cost;
     }
   }
   return best;
