@@ -78,6 +78,7 @@ class FrontendLoop {
   FrontendOutbox& outbox_;
   FrontendObserver& observer_;
   scheduler::Router router_;
+  baton::Tick next_check_;                      // of the router's invariants, when idle
   std::vector<scheduler::RouterEvent> events_;  // reused between ticks
   scheduler::RouterActionSink sink_;            // reused between ticks
 };

@@ -21,9 +21,9 @@ Cluster::Cluster(const ClusterOptions& options, EventQueue& queue, OnTokens on_t
   router_->up = true;
   router_->loop = std::make_unique<server::FrontendLoop>(options_.router, router_->clock,
                                                          router_->inbox, *router_, *router_);
-  router_->tick = [router = router_.get()] {
+  router_->tick = [this, router = router_.get()] {
     const scheduler::TickResult result = router->loop->Tick();
-    router->loop->router().CheckInvariants();
+    if (IsCheckDue(*router)) router->loop->router().CheckInvariants();
     return result;
   };
   for (int i = 0; i < options_.decode_ranks; ++i) {
@@ -66,9 +66,9 @@ void Cluster::StartDecode(int rank) {
                                                    *host.inbox, host, host);
   BATON_CHECK_MSG(created.ok(), created.status().ToString());
   host.loop = std::move(*created);
-  host.tick = [&host] {
+  host.tick = [this, &host] {
     const scheduler::TickResult result = host.loop->Tick();
-    host.loop->CheckInvariants();
+    if (IsCheckDue(host)) host.loop->CheckInvariants();
     return result;
   };
   host.up = true;
@@ -102,9 +102,9 @@ void Cluster::StartPrefill(int worker) {
                                                      MakeTransport(host), *host.inbox, host, host);
   BATON_CHECK_MSG(created.ok(), created.status().ToString());
   host.loop = std::move(*created);
-  host.tick = [&host] {
+  host.tick = [this, &host] {
     const scheduler::TickResult result = host.loop->Tick();
-    host.loop->CheckInvariants();
+    if (IsCheckDue(host)) host.loop->CheckInvariants();
     return result;
   };
   host.up = true;
@@ -157,14 +157,14 @@ void Cluster::StopDecode(int rank, Duration down_for) {
 void Cluster::StopPrefill(int worker, Duration down_for) {
   PrefillHost& host = *prefill_[static_cast<size_t>(worker)];
   if (std::exchange(host.joined, false)) {
-    queue_.After(
-        Duration::Micros(static_cast<int64_t>(200 + rng_.Below(20'000))),
-        [this, worker, incarnation = host.incarnation] {
-          const PrefillHost& p = *prefill_[static_cast<size_t>(worker)];
-          if (p.joined && p.incarnation != incarnation) return;  // joined anew before
-          PushToRouter(scheduler::PrefillLost{WorkerId(static_cast<uint32_t>(100 + worker)),
-                                              absl::UnavailableError("connection reset")});
-        });
+    queue_.After(Duration::Micros(static_cast<int64_t>(200 + rng_.Below(20'000))),
+                 [this, worker, incarnation = host.incarnation] {
+                   const PrefillHost& p = *prefill_[static_cast<size_t>(worker)];
+                   if (p.joined && p.incarnation != incarnation) return;  // joined anew before
+                   PushToRouter(scheduler::PrefillLost{
+                       WorkerId(kFirstPrefillId + static_cast<uint32_t>(worker)),
+                       absl::UnavailableError("connection reset")});
+                 });
   }
   host.up = false;
   host.next_tick = Tick::Infinite();
@@ -209,13 +209,18 @@ void Cluster::RunTick(Host& host) {
   host.clock.Set(host.Local(now));
   const scheduler::TickResult result = host.tick();
   const Duration took = host.clock.Now() - host.Local(now);
-  host.busy_until = now + took;
+  // A runner may have said that its host is busy for longer.
+  host.busy_until = std::max(host.busy_until, now + took);
   Note(static_cast<uint64_t>(now.nanos()), host.incarnation * 2 + (result.busy ? 1 : 0));
   if (result.busy) {
     ScheduleTick(host, host.busy_until);
   } else if (!result.wake_at.infinite()) {
     ScheduleTick(host, Tick::FromNanos(result.wake_at.nanos() - host.offset.nanos()));
   }
+}
+
+bool Cluster::IsCheckDue(Host& host) const {
+  return host.ticks++ % static_cast<uint64_t>(options_.check_every) == 0;
 }
 
 void Cluster::Note(uint64_t a, uint64_t b) {

@@ -46,6 +46,7 @@ struct ClusterOptions {
   scheduler::PrefillPlannerOptions prefill;
   scheduler::DecodePlannerOptions decode;
   uint64_t staging_bytes = 4096;
+  int check_every = 1;  // ticks of a host: all invariants of its planner
   // Null: a StubRunner, a SimTransport.
   std::function<std::unique_ptr<model::Runner>(const HostContext&)> make_runner;
   std::function<std::unique_ptr<transport::KvTransport>(const HostContext&)> make_transport;
@@ -115,6 +116,7 @@ class Cluster {
     bool draining = false;
     Duration restart_after;  // once drained
     Tick busy_until;
+    uint64_t ticks = 0;
     Tick next_tick = Tick::Infinite();
     std::function<scheduler::TickResult()> tick;  // the loop's Tick and its checks
     Tick Local(baton::Tick now) const { return now + offset; }
@@ -142,6 +144,7 @@ class Cluster {
 
   void ScheduleTick(Host& host, Tick when);
   void RunTick(Host& host);
+  bool IsCheckDue(Host& host) const;
   void Note(uint64_t a, uint64_t b);  // into the trace
 
   // Delivers in order on each link, after a random delay.

@@ -11,6 +11,8 @@
 namespace baton::sim {
 
 inline constexpr size_t kInboxCapacity = 1 << 20;
+// A router's numbers of prefill workers begin here, those of decode ranks at 0.
+inline constexpr uint32_t kFirstPrefillId = 10'000;
 
 struct Cluster::RouterHost : Host, server::FrontendOutbox, server::FrontendObserver {
   RouterHost(Cluster& c, OnTokens tokens, OnResult result)

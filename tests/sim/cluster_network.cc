@@ -72,9 +72,9 @@ void Cluster::ConnectPrefill(int worker) {
     PrefillHost& host = *prefill_[static_cast<size_t>(worker)];
     if (!host.up || host.joined) return;
     host.joined = true;
-    PushToRouter(scheduler::PrefillJoined{WorkerId(static_cast<uint32_t>(100 + worker)), host.name,
-                                          IdentityOf(host, host.runner->info(), "prefill"),
-                                          host.loop->initial_status()});
+    PushToRouter(scheduler::PrefillJoined{
+        WorkerId(kFirstPrefillId + static_cast<uint32_t>(worker)), host.name,
+        IdentityOf(host, host.runner->info(), "prefill"), host.loop->initial_status()});
   });
 }
 
@@ -186,12 +186,12 @@ void Cluster::PrefillHost::Send(scheduler::SendReply reply) {
 }
 
 void Cluster::PrefillHost::Send(scheduler::PublishStatus status) {
-  cluster.Send(
-      Link(Direction::kPrefillRouter, index), [this, from = incarnation, status = status.status] {
-        if (!up || !joined || incarnation != from) return;
-        cluster.PushToRouter(
-            scheduler::PrefillUpdated{WorkerId(static_cast<uint32_t>(100 + index)), status});
-      });
+  cluster.Send(Link(Direction::kPrefillRouter, index),
+               [this, from = incarnation, status = status.status] {
+                 if (!up || !joined || incarnation != from) return;
+                 cluster.PushToRouter(scheduler::PrefillUpdated{
+                     WorkerId(kFirstPrefillId + static_cast<uint32_t>(index)), status});
+               });
 }
 
 }  // namespace baton::sim

@@ -22,9 +22,17 @@ class Simulation {
   explicit Simulation(const SimulationOptions& options)
       : options_(options),
         rng_(options.seed),
+        runner_rng_(options.seed ^ 0x5EED),
+        groups_(options.groups.ranks == 0
+                    ? nullptr
+                    : std::make_unique<SteppedGroups>(
+                          options.groups, options.cluster.decode_ranks, options.seed, queue_,
+                          [this](const std::string& what) { Problem(what); })),
         cluster_(
-            WithSeed(options), queue_, [this](const EmitTokens& t) { OnTokens(t); },
-            [this](const RequestResult& r) { OnResult(r); }) {}
+            ClusterFor(options), queue_, [this](const EmitTokens& t) { OnTokens(t); },
+            [this](const RequestResult& r) { OnResult(r); }) {
+    if (groups_ != nullptr) groups_->Attach(cluster_);
+  }
 
   SimulationResult Run();
 
@@ -37,11 +45,15 @@ class Simulation {
     bool short_deadline = false;
   };
 
-  static ClusterOptions WithSeed(const SimulationOptions& options) {
+  ClusterOptions ClusterFor(const SimulationOptions& options) {
     ClusterOptions cluster = options.cluster;
     cluster.seed = options.seed * 7919 + 1;
+    if (groups_ != nullptr) {
+      cluster.make_runner = [this](const HostContext& host) { return MakeGroupedRunner(host); };
+    }
     return cluster;
   }
+  std::unique_ptr<model::Runner> MakeGroupedRunner(const HostContext& host);
 
   void Problem(std::string what) {
     if (result_.problems.size() < 10) {
@@ -62,8 +74,26 @@ class Simulation {
   int open_ = 0;  // arrived, not ended
   int to_come_ = 0;
   SimulationResult result_;
+  Rng runner_rng_;
+  std::unique_ptr<SteppedGroups> groups_;  // null: decode ranks step alone
   Cluster cluster_;
 };
+
+// Decode ranks leave the time that a pass takes to their groups.
+std::unique_ptr<model::Runner> Simulation::MakeGroupedRunner(const HostContext& host) {
+  const ClusterOptions& cluster = options_.cluster;
+  const bool decode = host.name.starts_with("decode-");
+  StubRunnerOptions runner;
+  runner.total_pages = decode ? cluster.decode_pages : cluster.prefill_pages;
+  runner.model_seed = cluster.model_seed;
+  runner.failure_chance = cluster.pass_failure;
+  runner.slice_failure_chance = cluster.slice_failure;
+  runner.fault_seed = runner_rng_.Next();
+  if (decode) return groups_->MakeRunner(std::stoi(host.name.substr(7)), runner);
+  runner.pass_cost = Duration::Micros(300);
+  runner.row_cost = Duration::Micros(10);
+  return std::make_unique<StubRunner>(runner, host.clock);
+}
 
 // Exponentially distributed, by inversion of the geometric one: no floating-point logarithm, whose
 // last bit differs between machines, enters the trace.
@@ -128,7 +158,7 @@ void Simulation::Fault() {
     case 2:
       return cluster_.CutRouterFromDecode(rank, length);
     case 3:
-      return cluster_.StallDecode(rank, length);
+      return groups_ != nullptr ? groups_->Stall(rank, length) : cluster_.StallDecode(rank, length);
     case 4:
       return cluster_.StallPrefill(worker, length);
     case 5:
@@ -220,6 +250,7 @@ SimulationResult Simulation::Run() {
     if (to_come_ == 0 && open_ == 0 && !drain_asked) {
       drain_asked = true;
       cluster_.DrainRouter();
+      if (groups_ != nullptr) groups_->Finish();
     }
   }
   CheckClients();
@@ -227,6 +258,7 @@ SimulationResult Simulation::Run() {
   result_.simulated = queue_.now() - Tick();
   result_.counts = cluster_.counts();
   result_.transport = cluster_.transport_counts();
+  if (groups_ != nullptr) result_.experts = groups_->totals();
   return std::move(result_);
 }
 
@@ -264,6 +296,14 @@ std::string SimulationResult::Summary() const {
       counts.landing.bad_header, " checksum ", counts.landing.bad_checksum, " duplicate ",
       counts.landing.duplicate, "; wire: posted ", transport.posted, ", dropped ",
       transport.dropped, ", corrupted ", transport.corrupted, ", cut ", transport.cut);
+  if (experts.steps > 0) {
+    absl::StrAppend(&text, "; groups: steps ", experts.steps, ", with masked ranks ",
+                    experts.masked_steps, ", switches ", experts.switches, ", installed ",
+                    experts.installed, ", rolled back ", experts.rolled_back, ", restored ",
+                    experts.restored, ", takeovers ", experts.takeovers, ", stopped ",
+                    experts.stopped, ", balancedness ", experts.first_mean / experts.first_most,
+                    " then ", experts.later_mean / experts.later_most);
+  }
   for (const std::string& problem : problems) absl::StrAppend(&text, "\n  PROBLEM ", problem);
   return text;
 }

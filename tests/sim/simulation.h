@@ -12,11 +12,13 @@
 
 #include "absl/status/status.h"
 #include "tests/sim/cluster.h"
+#include "tests/sim/stepped_groups.h"
 
 namespace baton::sim {
 
 struct SimulationOptions {
   ClusterOptions cluster;
+  GroupOptions groups;
   uint64_t seed = 1;
   int requests = 500;
   Duration mean_gap = Duration::Micros(1'500);  // between arrivals
@@ -36,6 +38,7 @@ struct SimulationResult {
   Duration simulated;
   ClusterCounts counts;
   TransportCounts transport;
+  ExpertTotals experts;               // of all groups
   std::vector<std::string> problems;  // at most 10
   std::string Summary() const;
 };
