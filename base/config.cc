@@ -216,12 +216,31 @@ class Loader {
                   ", from " + loaded_.origin["decode.max_sequences"] +
                   "); a landing counts as a sequence");
     }
+    CheckRanks("prefill", loaded_.config.prefill());
+    CheckRanks("decode", decode);
     const std::string& tls = loaded_.config.handoff().ucx().tls();
     if (("," + tls + ",").find(",tcp,") == std::string::npos) {
       Problem(loaded_.origin["handoff.ucx.tls"],
               "handoff.ucx.tls: \"" + tls +
                   "\" lacks tcp, over which connections are agreed on; add it: \"" + tls +
                   ",tcp\"");
+    }
+  }
+
+  template <typename Role>
+  void CheckRanks(const std::string& section, const Role& role) {
+    const std::string ranks = section + ".ranks (" + std::to_string(role.ranks()) + ", from " +
+                              loaded_.origin[section + ".ranks"] + ")";
+    if (role.rank() >= role.ranks()) {
+      Problem(loaded_.origin[section + ".rank"], section + ".rank: " + std::to_string(role.rank()) +
+                                                     " is not less than " + ranks +
+                                                     "; ranks count from 0");
+    }
+    const int addresses = role.group_addresses_size();
+    if (addresses > 1 && addresses != role.ranks()) {
+      Problem(loaded_.origin[section + ".group_addresses"],
+              section + ".group_addresses: " + std::to_string(addresses) + " addresses for " +
+                  ranks + "; give rank 0's alone, or one for each rank");
     }
   }
 

@@ -49,6 +49,7 @@ std::string AllowedWords(const v1::FieldSpec& spec) {
   for (const std::string& value : spec.values()) words += (words.empty() ? "" : ", ") + value;
   if (spec.format() == v1::FORMAT_ADDRESS) words = "host:port";
   if (spec.format() == v1::FORMAT_WORKER) words = "host:port or dns:host:port, separated by commas";
+  if (spec.format() == v1::FORMAT_PEER) words = "host:port, separated by commas";
   if (spec.format() == v1::FORMAT_IP) words = "IP address";
   if (spec.format() == v1::FORMAT_IP_PORT) words = "IP address:port";
   if (spec.format() == v1::FORMAT_NAMES) words = "names, separated by commas";
@@ -194,6 +195,11 @@ std::optional<std::string> CheckText(const SchemaField& field, std::string& text
            "\" is not an address; expected host:port with port 1 .. 65535, for example "
            "10.0.0.7:50061, or dns:host:port for a name with many addresses, for example "
            "dns:baton-prefill:50061";
+  }
+  if (spec.format() == v1::FORMAT_PEER && !IsAddress(text, 1)) {
+    return "\"" + text +
+           "\" is not an address; expected host:port with port 1 .. 65535, for example "
+           "10.0.0.7:7000";
   }
   if (text.find('\0') != std::string::npos) return "the text holds a zero byte; remove it";
   if (spec.format() == v1::FORMAT_IP && !text.empty() && !IsIp(text)) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
@@ -49,6 +50,10 @@ class FollowerImpl final : public Follower {
   }
 
   bool over() const override { return over_.load(std::memory_order_acquire); }
+  absl::Status health() const override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return health_;
+  }
 
  private:
   void Run() {
@@ -57,6 +62,8 @@ class FollowerImpl final : public Follower {
       if (!follower_->status().ok()) {
         log_.Error("left the prefill group",
                    {{"rank", link_.rank()}, {"status", follower_->status().ToString()}});
+        std::lock_guard<std::mutex> lock(mutex_);
+        health_ = follower_->status();
         break;
       }
       if (follower_->stopped() && !follower_->has_posts_in_flight()) break;
@@ -81,6 +88,8 @@ class FollowerImpl final : public Follower {
   std::unique_ptr<GroupFollower> follower_;
   std::atomic<bool> stop_{false};
   std::atomic<bool> over_{false};
+  mutable std::mutex mutex_;
+  absl::Status health_;  // guarded by mutex_
   std::optional<Thread> thread_;
 };
 

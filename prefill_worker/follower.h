@@ -36,6 +36,8 @@ class Follower {
   virtual ~Follower() = default;
 
   virtual bool over() const = 0;  // any thread
+  // OK, also once the leader has ended the group; else why the group is broken. Any thread.
+  virtual absl::Status health() const = 0;
 };
 
 }  // namespace baton::prefill_worker

@@ -22,7 +22,7 @@ scheduler::TickResult GroupFollower::Tick() {
   for (scheduler::HandoffFinished& finished : sender_->TakeFinished()) {
     results_.push_back(std::move(finished));
   }
-  if (status_.ok()) status_ = link_.health();
+  if (status_.ok() && !stopped_) status_ = link_.health();  // the leader may leave once it is over
   if (status_.ok() && !stopped_ && (!results_.empty() || link_.PeersWait())) {
     status_ = Exchange();
     busy = true;

@@ -1,13 +1,71 @@
 #include "server/main_groups.h"
 
-#include <string>
+#include <algorithm>
+#include <charconv>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "base/build_info.h"
+#include "base/host_port.h"
 #include "base/status_macros.h"
 #include "base/thread.h"
+#include "model/runner_decorator.h"
+#include "server/main_roles.h"
 #include "transport/inproc/inproc_group.h"
+#include "transport/ucx/ucx_group.h"
 
 namespace baton::server {
+namespace {
+
+// A signal is noticed between two attempts to form the group.
+constexpr Duration kJoinAttempt = Duration::Seconds(2);
+constexpr Duration kTellAgain = Duration::Seconds(15);
+constexpr Duration kPause = Duration::Seconds(1);
+
+const google::protobuf::RepeatedPtrField<std::string>& AddressesOf(const Config& config,
+                                                                   RunnerRole role) {
+  return role == RunnerRole::kPrefill ? config.prefill().group_addresses()
+                                      : config.decode().group_addresses();
+}
+
+// What the ranks must have in common beside the model, in words: a rank that differs sees them.
+std::string Agreement(const Config& config, const std::string& model_hash,
+                      const model::RunnerOptions& options) {
+  const bool cpu = options.device.backend == kernels::BackendKind::kCpu;
+  std::string text = absl::StrCat(
+      model_hash, " kv_format=", config.model().kv_format(), " page_tokens=", options.page_tokens,
+      " backend=", kernels::BackendName(options.device.backend), " isa=",
+      cpu ? kernels::IsaName(std::min(options.device.max_isa, kernels::DetectIsa())) : "none",
+      " redundant_experts=", options.group.redundant_experts);
+  if (options.group.split == model::Split::kTensor) {
+    // They run the same passes over the same pages.
+    absl::StrAppend(&text, " chunk_tokens=", options.max_batch_rows,
+                    " pages=", options.total_pages);
+  } else {
+    absl::StrAppend(&text, " expert_dispatch=", model::DispatchName(options.group.dispatch),
+                    " overlap_rows=", options.group.overlap_rows);
+  }
+  return text;
+}
+
+// Where a rank listens for the others: at its own address if it has one.
+absl::StatusOr<transport::UcxGroupOptions> MeetingPlace(const Config& config, RunnerRole role,
+                                                        int32_t rank) {
+  const auto& addresses = AddressesOf(config, role);
+  const v1::Ucx& network = config.handoff().ucx();
+  transport::UcxGroupOptions options;
+  options.addresses.assign(addresses.begin(), addresses.end());
+  options.tls = network.tls();
+  options.net_devices = network.net_devices();
+  options.listen_ip = network.listen_ip();
+  if (rank >= addresses.size()) return options;
+  if (options.listen_ip.empty()) options.listen_ip = SpecificIp(addresses[rank]);
+  const std::string port = SplitHostPort(addresses[rank])->port;  // checked by the schema
+  std::from_chars(port.data(), port.data() + port.size(), options.listen_port);
+  return options;
+}
+
+}  // namespace
 
 absl::StatusOr<std::vector<std::unique_ptr<transport::Collectives>>> FormThreadGroup(
     const Config& config, RunnerRole role, std::shared_ptr<Clock> clock) {
@@ -35,6 +93,97 @@ absl::StatusOr<std::vector<std::unique_ptr<transport::Collectives>>> FormThreadG
     BATON_ASSIGN_OR_RETURN(group[rank], std::move(joined[rank]));
   }
   return group;
+}
+
+absl::StatusOr<int32_t> RankOfProcess(const Config& config, RunnerRole role,
+                                      const std::string& host_name) {
+  const int32_t ranks = RanksOf(config, role);
+  const std::string section = RoleName(role);
+  if (ranks == 1) return 0;
+  if (!RanksAreProcesses(config, role)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(section, ".ranks: ", ranks,
+                     " ranks are as many processes, which must find each other; set ", section,
+                     ".group_addresses to the address of rank 0, or of each rank"));
+  }
+  const int32_t configured =
+      role == RunnerRole::kPrefill ? config.prefill().rank() : config.decode().rank();
+  if (configured >= 0) return configured;  // checked with the configuration
+  const size_t digits = host_name.find_last_not_of("0123456789") + 1;
+  int32_t rank = -1;
+  const char* const end = host_name.data() + host_name.size();
+  const auto parsed = std::from_chars(host_name.data() + digits, end, rank);
+  if (parsed.ec == std::errc() && rank < ranks) return rank;
+  return absl::InvalidArgumentError(absl::StrCat(
+      section, ".rank: not set, and the name of this host, \"", host_name,
+      "\", does not end in a number from 0 to ", ranks - 1, "; set ", section, ".rank (BATON_",
+      role == RunnerRole::kPrefill ? "PREFILL" : "DECODE", "_RANK) to this process's number"));
+}
+
+absl::StatusOr<std::unique_ptr<transport::Collectives>> JoinProcessGroup(
+    const Config& config, RunnerRole role, int32_t rank, const std::string& model_hash,
+    const model::RunnerOptions& options, std::shared_ptr<Clock> clock, TerminationSignals& signals,
+    const Log& log) {
+  BATON_ASSIGN_OR_RETURN(transport::UcxGroupOptions place, MeetingPlace(config, role, rank));
+  place.log = log;
+  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<transport::UcxRendezvous> rendezvous,
+                         transport::CreateUcxRendezvous(place, clock));
+  transport::GroupOptions group{.group_id = RoleName(role),
+                                .world_size = RanksOf(config, role),
+                                .rank = rank,
+                                .revision = std::string(Revision()),
+                                .model_hash = Agreement(config, model_hash, options)};
+  const Tick give_up = clock->Now() + Duration::Millis(config.group().join_timeout_ms());
+  std::string told;
+  Tick tell_again;
+  while (true) {  // until give_up
+    group.timeout = std::min(kJoinAttempt, give_up - clock->Now());
+    absl::StatusOr<std::unique_ptr<transport::Collectives>> joined = rendezvous->Join(group);
+    if (joined.ok()) {
+      log.Info("the group stands", {{"role", RoleName(role)},
+                                    {"rank", rank},
+                                    {"ranks", group.world_size},
+                                    {"generation", (*joined)->generation()}});
+      return joined;
+    }
+    const Tick now = clock->Now();
+    if (!absl::IsDeadlineExceeded(joined.status()) || now >= give_up) return joined.status();
+    if (signals.WaitFor(Duration())) {
+      return absl::CancelledError("told to end while waiting for the other ranks");
+    }
+    const std::string waiting(joined.status().message());
+    if (waiting == told && now < tell_again) continue;
+    log.Info("waiting for the other ranks", {{"rank", rank}, {"status", waiting}});
+    told = waiting;
+    tell_again = now + kTellAgain;
+  }
+}
+
+class PassWatch::Watched final : public model::RunnerDecorator {
+ public:
+  Watched(PassWatch& watch, std::unique_ptr<model::Runner> runner)
+      : RunnerDecorator(*runner), watch_(watch), runner_(std::move(runner)) {}
+
+  absl::Status Run(const scheduler::BatchPlan& plan, model::LayerObserver* observer,
+                   scheduler::StepOutput* output) override {
+    watch_.running_.store(true);
+    const absl::Status status = RunnerDecorator::Run(plan, observer, output);
+    watch_.Restart();
+    watch_.running_.store(false);
+    return status;
+  }
+
+ private:
+  PassWatch& watch_;
+  const std::unique_ptr<model::Runner> runner_;
+};
+
+std::unique_ptr<model::Runner> PassWatch::Watch(std::unique_ptr<model::Runner> runner) {
+  return std::make_unique<Watched>(*this, std::move(runner));
+}
+
+bool PassWatch::paused() const {
+  return !running_.load() && clock_.Now().nanos() - last_end_nanos_.load() >= kPause.nanos();
 }
 
 }  // namespace baton::server

@@ -1,16 +1,21 @@
 #ifndef BATON_SERVER_MAIN_GROUPS_H_
 #define BATON_SERVER_MAIN_GROUPS_H_
 
-// How the ranks of a worker find each other, as the configuration says. Part of main, like
-// main_roles.
+// How the ranks of a worker find each other, as the configuration says, and how they part. Part of
+// main, like main_roles.
 
+#include <atomic>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/clock.h"
 #include "base/config.h"
+#include "base/log.h"
+#include "model/runner.h"
 #include "server/main_model.h"
+#include "server/termination.h"
 #include "transport/collectives.h"
 
 namespace baton::server {
@@ -19,6 +24,41 @@ namespace baton::server {
 // a worker of one rank null, or a group of one where its rows are rounded on their way to experts.
 absl::StatusOr<std::vector<std::unique_ptr<transport::Collectives>>> FormThreadGroup(
     const Config& config, RunnerRole role, std::shared_ptr<Clock> clock);
+
+// This process's rank: <role>.rank or, where that is -1, the number that ends the host's name, as
+// StatefulSets name their pods ("baton-decode-3"). 0 for a worker of one rank. INVALID_ARGUMENT,
+// with the fix, where there is none or the addresses do not fit.
+absl::StatusOr<int32_t> RankOfProcess(const Config& config, RunnerRole role,
+                                      const std::string& host_name);
+
+// Joins the other processes of the group, and says on the way whom it waits for. They must have the
+// same revision, the model `model_hash`, and `options`. CANCELLED when a signal came;
+// DEADLINE_EXCEEDED after group.join_timeout_ms.
+absl::StatusOr<std::unique_ptr<transport::Collectives>> JoinProcessGroup(
+    const Config& config, RunnerRole role, int32_t rank, const std::string& model_hash,
+    const model::RunnerOptions& options, std::shared_ptr<Clock> clock, TerminationSignals& signals,
+    const Log& log);
+
+// Knows whether the passes of a rank have paused. A rank that has drained still takes part in the
+// others' passes: it leaves in a pause, which is when they have drained too, or have nothing to do.
+// All methods but Watch: any thread.
+class PassWatch {
+ public:
+  explicit PassWatch(Clock& clock) : clock_(clock) {}
+
+  // `runner`, watched. It goes before this object.
+  std::unique_ptr<model::Runner> Watch(std::unique_ptr<model::Runner> runner);
+
+  // The pause begins anew: the others may have been told to end just now as well.
+  void Restart() { last_end_nanos_.store(clock_.Now().nanos()); }
+  bool paused() const;
+
+ private:
+  class Watched;
+  Clock& clock_;
+  std::atomic<bool> running_{false};
+  std::atomic<int64_t> last_end_nanos_{0};
+};
 
 }  // namespace baton::server
 

@@ -75,17 +75,18 @@ ModelDescription Describe(const Config& config, const std::string& directory,
 // A model's heads bound the ranks of prefill; pinned ranks of one process would share processors.
 absl::Status CheckRanks(const Config& config, RunnerRole role, const model::LoadedModel& model) {
   const int32_t ranks = RanksOf(config, role);
+  const bool threads = !RanksAreProcesses(config, role);
   if (role == RunnerRole::kPrefill && ranks > model.config.heads) {
     return absl::InvalidArgumentError(
         absl::StrCat("prefill.ranks: ", ranks, " is more than the ", model.config.heads,
                      " attention heads of ", model.name, ", which the ranks split; set it to ",
                      model.config.heads, " or less, and run more prefill workers instead"));
   }
-  if (ranks > 1 && config.kernels().pin_threads()) {
+  if (threads && ranks > 1 && config.kernels().pin_threads()) {
     return absl::InvalidArgumentError(
         absl::StrCat("kernels.pin_threads: the ", ranks, " ranks that ", RoleName(role),
                      ".ranks asks for would all be pinned to the same processors; set it to "
-                     "false"));
+                     "false, or run the ranks as processes"));
   }
   return absl::OkStatus();
 }
@@ -96,7 +97,10 @@ model::Dispatch DispatchOf(const Config& config) {
                                                     : model::Dispatch::kActivations;
 }
 
-int32_t ThreadsOfRank(int32_t configured, int32_t ranks) {
+int32_t ThreadsOfRank(const Config& config, RunnerRole role) {
+  const int32_t configured =
+      role == RunnerRole::kPrefill ? config.prefill().threads() : config.decode().threads();
+  const int32_t ranks = RanksAreProcesses(config, role) ? 1 : RanksOf(config, role);
   if (configured > 0 || ranks == 1) return configured;
   return std::max(1, AllowedCpuCount() / ranks);
 }
@@ -109,6 +113,11 @@ const char* RoleName(RunnerRole role) {
 
 int32_t RanksOf(const Config& config, RunnerRole role) {
   return role == RunnerRole::kPrefill ? config.prefill().ranks() : config.decode().ranks();
+}
+
+bool RanksAreProcesses(const Config& config, RunnerRole role) {
+  return role == RunnerRole::kPrefill ? config.prefill().group_addresses_size() > 0
+                                      : config.decode().group_addresses_size() > 0;
 }
 
 absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, RunnerRole role,
@@ -128,8 +137,7 @@ absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, Runn
   options.device.backend = BackendOf(config.kernels().backend());
   options.device.max_isa = IsaOf(config.kernels().max_isa());
   options.device.pin = config.kernels().pin_threads();
-  options.device.threads = ThreadsOfRank(
-      prefill ? config.prefill().threads() : config.decode().threads(), RanksOf(config, role));
+  options.device.threads = ThreadsOfRank(config, role);
   options.kv_format =
       config.model().kv_format() == "fp8" ? kernels::KvFormat::kFP8 : kernels::KvFormat::kBF16;
   options.page_tokens = config.model().page_tokens();

@@ -21,6 +21,8 @@ const char* RoleName(RunnerRole role);  // "prefill", and the section of the con
 
 // Ranks of the role's worker.
 int32_t RanksOf(const Config& config, RunnerRole role);
+// They are processes that meet at <role>.group_addresses; else threads of one process.
+bool RanksAreProcesses(const Config& config, RunnerRole role);
 
 // The runner of one rank of a role, as prefill.* or decode.*, model.*, kernels.* and group.* say,
 // but for the group's collectives: until it has them, of several ranks, it is only a plan.

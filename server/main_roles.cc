@@ -15,8 +15,6 @@
 #include "base/host_port.h"
 #include "base/status_macros.h"
 #include "server/grpc_host.h"
-#include "server/http_server.h"
-#include "server/main_groups.h"
 #include "server/main_model.h"
 #include "server/operator_pages.h"
 #include "transport/faulty/faulty_transport.h"
@@ -151,36 +149,47 @@ MetricsOptions MetricsOptionsFor(const Config& config, const ModelDescription& m
 }
 
 absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole role,
-                                            const std::string& address,
-                                            std::shared_ptr<Clock> clock, const Log& log) {
+                                            const ModelFiles& files, const std::string& address,
+                                            std::shared_ptr<Clock> clock,
+                                            TerminationSignals& signals, const Log& log) {
   WorkerParts parts;
-  BATON_ASSIGN_OR_RETURN(parts.files, LoadModelFiles(config));
-  BATON_ASSIGN_OR_RETURN(parts.options, RunnerOptionsFor(config, role, *parts.files.model));
+  BATON_ASSIGN_OR_RETURN(parts.rank, RankOfProcess(config, role, HostName()));
+  BATON_ASSIGN_OR_RETURN(parts.options, RunnerOptionsFor(config, role, *files.model));
+  BATON_ASSIGN_OR_RETURN(parts.transport, MakeProcessTransport(config, address, clock, log));
   if (RanksOf(config, role) > 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(RoleName(role), ".ranks: ", RanksOf(config, role),
-                     " ranks are threads of one process, which baton serve starts; set it to 1"));
+    BATON_ASSIGN_OR_RETURN(parts.collectives,
+                           JoinProcessGroup(config, role, parts.rank, files.description.hash,
+                                            parts.options, clock, signals, log));
   }
-  if (parts.options.group.dispatch == model::Dispatch::kFp8) {
+  if (parts.collectives == nullptr && parts.options.group.dispatch == model::Dispatch::kFp8) {
     parts.collectives = transport::MakeSoloCollectives();
-    parts.options.group.collectives = parts.collectives.get();
   }
-  BATON_ASSIGN_OR_RETURN(parts.runner, model::CreateRunner(parts.files.model, parts.options));
-  BATON_ASSIGN_OR_RETURN(parts.transport,
-                         MakeProcessTransport(config, address, std::move(clock), log));
+  parts.options.group.collectives = parts.collectives.get();
+  BATON_ASSIGN_OR_RETURN(auto runner, model::CreateRunner(files.model, parts.options));
+  parts.passes = std::make_unique<PassWatch>(*clock);
+  parts.runner = parts.passes->Watch(std::move(runner));
   return parts;
 }
 
-RoleProcess WorkerProcess(wire::Worker& worker, const std::string& address,
-                          const std::string& service_name) {
+std::string RankText(const Config& config, RunnerRole role, const WorkerParts& parts) {
+  const int32_t ranks = RanksOf(config, role);
+  return ranks == 1 ? "" : absl::StrCat(", rank ", parts.rank, " of ", ranks);
+}
+
+RoleProcess WorkerProcess(wire::Worker& worker, const WorkerParts& parts,
+                          const std::string& address, const std::string& service_name) {
   RoleProcess role;
   role.grpc_address = address;
   role.service = worker.service();
   role.service_name = service_name;
   role.not_ready = [&worker] { return worker.draining() ? "draining" : ""; };
-  role.drain = {[&worker] { worker.Drain(); }, [&worker] { return worker.drained(); }};
+  role.drain.begin = [&worker] { worker.Drain(); };
+  role.drain.drained = [&worker] { return worker.drained(); };
   role.close_streams = [&worker] { worker.CloseStreams(); };
   role.bound = [&worker](int port) { worker.Announce(absl::StrCat(HostName(), ":", port)); };
+  if (parts.ranks() > 1) {
+    role.drain.health = [&parts] { return parts.collectives->health(); };
+  }
   return role;
 }
 
@@ -243,11 +252,14 @@ absl::StatusOr<EmbeddedParts> MakeEmbeddedParts(const Config& config, const Mode
   EmbeddedParts parts;
   parts.model = files.description;
   BATON_ASSIGN_OR_RETURN(parts.tokenizer, model::Tokenizer::Load(files.model->directory));
+  Config threads = config;  // also where a file says how its ranks would meet as processes
+  threads.mutable_prefill()->clear_group_addresses();
+  threads.mutable_decode()->clear_group_addresses();
   transport::InprocFabric fabric;
   BATON_ASSIGN_OR_RETURN(parts.prefill_ranks,
-                         MakeRanks(config, RunnerRole::kPrefill, files.model, fabric));
+                         MakeRanks(threads, RunnerRole::kPrefill, files.model, fabric));
   BATON_ASSIGN_OR_RETURN(parts.decode_ranks,
-                         MakeRanks(config, RunnerRole::kDecode, files.model, fabric));
+                         MakeRanks(threads, RunnerRole::kDecode, files.model, fabric));
   for (EmbeddedRank& rank : parts.prefill_ranks) {
     rank.transport = WithFaults(config, std::move(rank.transport));
   }
@@ -282,41 +294,76 @@ CommandFlag PortFileFlag() {
           ""};
 }
 
-absl::StatusOr<int> RunRole(const CommandContext& context, const RoleProcess& role,
-                            const Metrics& metrics, TerminationSignals& signals, Clock& clock) {
-  const Config& config = context.config();
-  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcHost> host,
-                         GrpcHost::Start({.address = role.grpc_address}, {role.service}));
-  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> http,
-                         HttpServer::Start({.address = config.server().http_address()},
-                                           OperatorPages(metrics, role.not_ready)));
-  if (role.bound) role.bound(host->port());
-  const auto set_health = [&host, &role](bool ready) {
-    host->SetServing(role.service_name, ready);
+OperatorHttp::OperatorHttp(const Metrics& metrics, const std::string& not_ready)
+    : metrics_(metrics), not_ready_([not_ready] { return not_ready; }) {}
+
+absl::Status OperatorHttp::Start(const std::string& address) {
+  const auto not_ready = [this] {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return not_ready_();
+  };
+  BATON_ASSIGN_OR_RETURN(
+      server_, HttpServer::Start({.address = address}, OperatorPages(metrics_, not_ready)));
+  return absl::OkStatus();
+}
+
+void OperatorHttp::SetNotReady(std::function<std::string()> not_ready) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  not_ready_ = std::move(not_ready);
+}
+
+namespace {
+
+// Serves until the end; what the role has given to `host` and `http` is taken back by the caller.
+absl::StatusOr<int> Serve(const CommandContext& context, const RoleProcess& role,
+                          TerminationSignals& signals, Clock& clock, GrpcHost* host,
+                          OperatorHttp& http) {
+  const int grpc_port = host == nullptr ? 0 : host->port();
+  if (role.bound) role.bound(grpc_port);
+  http.SetNotReady(role.not_ready);
+  const auto set_health = [host, &role](bool ready) {
+    if (host != nullptr) host->SetServing(role.service_name, ready);
   };
   if (role.watch_ready) {
     role.watch_ready(set_health);
   } else {
     set_health(true);
   }
-  role.started(host->port(), http->port());
-  const absl::Status port_file =
-      WritePortFile(context.flags.text("port-file"), host->port(), http->port());
-  if (!port_file.ok()) {
-    if (role.watch_ready) role.watch_ready([](bool) {});  // the host goes before the role does
-    return port_file;
-  }
+  role.started(grpc_port, http.port());
+  BATON_RETURN_IF_ERROR(WritePortFile(context.flags.text("port-file"), grpc_port, http.port()));
   DrainSteps steps = role.drain;
   steps.begin = [&] {
     if (!role.watch_ready) set_health(false);
     role.drain.begin();
   };
   const DrainResult drained = RunUntilTerminated(
-      signals, steps, Duration::Millis(config.drain().timeout_ms()), clock, context.log);
+      signals, steps, Duration::Millis(context.config().drain().timeout_ms()), clock, context.log);
   if (role.close_streams) role.close_streams();
-  host->Shutdown(drained == DrainResult::kDrained ? kShutdownGrace : Duration());
-  if (role.watch_ready) role.watch_ready([](bool) {});
+  if (host != nullptr) {
+    host->Shutdown(drained == DrainResult::kDrained ? kShutdownGrace : Duration());
+  }
   return drained == DrainResult::kDrained ? kExitOk : kExitFailure;
+}
+
+}  // namespace
+
+absl::StatusOr<int> RunRole(const CommandContext& context, const RoleProcess& role,
+                            const Metrics& metrics, TerminationSignals& signals, Clock& clock,
+                            OperatorHttp* http) {
+  std::unique_ptr<GrpcHost> host;
+  if (role.service != nullptr) {
+    BATON_ASSIGN_OR_RETURN(host, GrpcHost::Start({.address = role.grpc_address}, {role.service}));
+  }
+  OperatorHttp own(metrics, "starting");
+  if (http == nullptr) {
+    BATON_RETURN_IF_ERROR(own.Start(context.config().server().http_address()));
+    http = &own;
+  }
+  absl::StatusOr<int> code = Serve(context, role, signals, clock, host.get(), *http);
+  // Host and pages outlive the role or go before it.
+  if (role.watch_ready) role.watch_ready([](bool) {});
+  http->SetNotReady([] { return "ending"; });
+  return code;
 }
 
 }  // namespace baton::server

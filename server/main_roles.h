@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -18,6 +19,8 @@
 #include "prefill_worker/service.h"
 #include "server/cli.h"
 #include "server/embedded.h"
+#include "server/http_server.h"
+#include "server/main_groups.h"
 #include "server/main_model.h"
 #include "server/model_description.h"
 #include "server/router_server.h"
@@ -50,18 +53,24 @@ decode_worker::DecodeLoopOptions DecodeLoopOptionsFor(const Config& config,
 RouterServerOptions RouterServerOptionsFor(const Config& config);
 MetricsOptions MetricsOptionsFor(const Config& config, const ModelDescription& model);
 
-// What a worker process computes with and ships by.
+// What a worker process computes with and ships by: one rank of its group.
 struct WorkerParts {
-  ModelFiles files;
+  int32_t rank = 0;
   model::RunnerOptions options;
-  std::unique_ptr<transport::Collectives> collectives;  // outlives the runner; may be null
+  // Outlive the runner. Null for the only rank, unless it rounds rows on their way to experts.
+  std::unique_ptr<transport::Collectives> collectives;
+  std::unique_ptr<PassWatch> passes;  // of the runner
   std::unique_ptr<model::Runner> runner;
   std::unique_ptr<transport::KvTransport> transport;
+
+  int32_t ranks() const { return options.group.ranks(); }
 };
-// `address`: where the worker listens for streams.
+// `address`: where the worker listens for streams. With several ranks, waits until the others have
+// come (JoinProcessGroup).
 absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole role,
-                                            const std::string& address,
-                                            std::shared_ptr<Clock> clock, const Log& log);
+                                            const ModelFiles& files, const std::string& address,
+                                            std::shared_ptr<Clock> clock,
+                                            TerminationSignals& signals, const Log& log);
 
 // The transport of a worker process that listens for streams at `address`. Where handoff.ucx says
 // nothing else, it listens where the worker does: on that IP address, or everywhere.
@@ -85,11 +94,27 @@ absl::Status WritePortFile(const std::string& path, int grpc_port, int http_port
 // The flag that names it.
 CommandFlag PortFileFlag();
 
+// The operator's pages of a process, also while it is not ready yet. The metrics outlive it.
+class OperatorHttp {
+ public:
+  OperatorHttp(const Metrics& metrics, const std::string& not_ready);
+  absl::Status Start(const std::string& address);
+  int port() const { return server_->port(); }
+  // Called on the server's thread until it is replaced.
+  void SetNotReady(std::function<std::string()> not_ready);
+
+ private:
+  const Metrics& metrics_;
+  std::mutex mutex_;
+  std::function<std::string()> not_ready_;  // guarded by mutex_
+  std::unique_ptr<HttpServer> server_;
+};
+
 // The ways of a role that is started: serves `service` and the operator's pages until it was told
 // to end and has drained. Returns the exit code.
 struct RoleProcess {
   std::string grpc_address;
-  grpc::Service* service = nullptr;
+  grpc::Service* service = nullptr;        // null: none, and no gRPC port
   std::string service_name;                // for the health service
   std::function<std::string()> not_ready;  // the reason, or empty
   DrainSteps drain;
@@ -100,11 +125,15 @@ struct RoleProcess {
   // Given a function that sets the service's health; workers are serving from the start.
   std::function<void(std::function<void(bool)>)> watch_ready;
 };
-// The process of a worker, all but `started`.
-RoleProcess WorkerProcess(wire::Worker& worker, const std::string& address,
-                          const std::string& service_name);
+// ", rank 2 of 4"; empty for a worker of one rank.
+std::string RankText(const Config& config, RunnerRole role, const WorkerParts& parts);
+// The process of a worker, all but `started`; `parts`, which it runs with, outlive it.
+RoleProcess WorkerProcess(wire::Worker& worker, const WorkerParts& parts,
+                          const std::string& address, const std::string& service_name);
+// `http` is started; null: with the role.
 absl::StatusOr<int> RunRole(const CommandContext& context, const RoleProcess& role,
-                            const Metrics& metrics, TerminationSignals& signals, Clock& clock);
+                            const Metrics& metrics, TerminationSignals& signals, Clock& clock,
+                            OperatorHttp* http = nullptr);
 
 }  // namespace baton::server
 

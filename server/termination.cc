@@ -63,6 +63,7 @@ DrainResult RunUntilTerminated(TerminationSignals& signals, const DrainSteps& st
   };
   while (!signals.WaitFor(steps.health ? kHealthPoll : Duration::Seconds(3600))) {
     if (failed()) return DrainResult::kFailed;
+    if (steps.over && steps.over()) return DrainResult::kDrained;
   }
   log.Info("draining: no new work, running requests finish",
            {{"timeout_ms", timeout.millis()}, {"again", "a second signal ends at once"}});

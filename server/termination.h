@@ -35,6 +35,8 @@ class TerminationSignals {
 struct DrainSteps {
   std::function<void()> begin;    // refuse new work
   std::function<bool()> drained;  // polled: is nothing running any more?
+  // Polled, if there is one: true when the role is over without a signal.
+  std::function<bool()> over = nullptr;
   // Polled, if there is one: an error ends the role at once, it cannot work any more.
   std::function<absl::Status()> health = nullptr;
 };

@@ -256,6 +256,25 @@ TEST_F(ConfigTest, NamesDoNotClash) {
   }
 }
 
+TEST_F(ConfigTest, RanksAndTheirAddressesMustFitEachOther) {
+  const auto problem = [](std::vector<ConfigFlag> flags) {
+    const ConfigOutcome outcome = LoadConfigLeniently({.flags = std::move(flags)});
+    return outcome.problems.empty() ? "" : outcome.problems.front();
+  };
+  const ConfigFlag ranks{"--decode.ranks", "decode.ranks", "3"};
+  const ConfigFlag one{"--decode.group_addresses", "decode.group_addresses", "a:1"};
+  const ConfigFlag two{"--decode.group_addresses", "decode.group_addresses", "a:1,b:2"};
+  const ConfigFlag three{"--decode.group_addresses", "decode.group_addresses", "a:1,b:2,c:3"};
+  EXPECT_EQ(problem({ranks, one}), "");
+  EXPECT_EQ(problem({ranks, three, {"--decode.rank", "decode.rank", "2"}}), "");
+  EXPECT_THAT(problem({ranks, two}),
+              HasSubstr("2 addresses for decode.ranks (3, from --decode.ranks)"));
+  EXPECT_THAT(problem({ranks, one, {"--decode.rank", "decode.rank", "3"}}),
+              HasSubstr("decode.rank: 3 is not less than decode.ranks (3, from"));
+  EXPECT_THAT(problem({{"--decode.group_addresses", "decode.group_addresses", "a:0"}}),
+              HasSubstr("port 1 .. 65535"));
+}
+
 // docs/configuration.md has one table row for each field, with the schema's own words.
 TEST_F(ConfigTest, TheDocumentListsTheSchema) {
   std::ifstream file(std::string(BATON_SOURCE_DIR) + "/docs/configuration.md");

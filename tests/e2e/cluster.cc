@@ -11,34 +11,77 @@ std::vector<std::string> With(std::vector<std::string> arguments,
   return arguments;
 }
 
+// Of the processes of all workers.
+template <typename Workers>
+std::string AddressesOf(const Workers& workers, bool all_ranks) {
+  std::string addresses;
+  for (const auto& ranks : workers) {
+    for (size_t rank = 0; rank < (all_ranks ? ranks.size() : 1); ++rank) {
+      addresses += (addresses.empty() ? "" : ",") + ranks[rank]->grpc_address();
+    }
+  }
+  return addresses;
+}
+
 }  // namespace
 
 Cluster::Cluster(const ClusterOptions& options) {
+  const std::vector<std::string> prefill =
+      With({"--model=" + options.prefill_model, "--prefill.address=127.0.0.1:0",
+            "--prefill.threads=1", "--prefill.memory_mb=64"},
+           options.prefill_flags);
+  const std::vector<std::string> decode =
+      With({std::string("--model=") + kModel, "--decode.address=127.0.0.1:0", "--decode.threads=1",
+            "--decode.memory_mb=128"},
+           options.decode_flags);
   for (int i = 0; i < options.prefill_workers; ++i) {
-    prefill_.push_back(std::make_unique<BatonProcess>(
-        scratch_, "prefill-" + std::to_string(i),
-        With({"prefill", "--model=" + options.prefill_model, "--prefill.address=127.0.0.1:0",
-              "--http-port=127.0.0.1:0", "--prefill.threads=1", "--prefill.memory_mb=64"},
-             options.prefill_flags)));
+    prefill_.push_back(StartWorker("prefill", prefill_.size(), options.prefill_ranks, prefill));
   }
-  decode_ = std::make_unique<BatonProcess>(
-      scratch_, "decode",
-      With({"decode", std::string("--model=") + kModel, "--decode.address=127.0.0.1:0",
-            "--http-port=127.0.0.1:0", "--decode.threads=1", "--decode.memory_mb=128"},
-           options.decode_flags));
-  std::string prefill_addresses;
-  for (const auto& prefill : prefill_) {
-    BATON_CHECK_MSG(prefill->WaitForPorts(), prefill->Log());
-    prefill_addresses += (prefill_addresses.empty() ? "" : ",") + prefill->grpc_address();
+  for (int i = 0; i < options.decode_workers; ++i) {
+    decode_.push_back(StartWorker("decode", decode_.size(), options.decode_ranks, decode));
   }
-  BATON_CHECK_MSG(decode_->WaitForPorts(), decode_->Log());
+  for (const std::vector<Ranks>* workers : {&prefill_, &decode_}) {
+    for (const Ranks& ranks : *workers) {
+      for (const auto& process : ranks) BATON_CHECK_MSG(process->WaitForPorts(), process->Log());
+    }
+  }
   router_ = std::make_unique<BatonProcess>(
       scratch_, "router",
       std::vector<std::string>{"router", std::string("--model=") + kModel, "--port=127.0.0.1:0",
                                "--http-port=127.0.0.1:0",
-                               "--router.prefill_workers=" + prefill_addresses,
-                               "--router.decode_workers=" + decode_->grpc_address()});
+                               "--router.prefill_workers=" + AddressesOf(prefill_, false),
+                               "--router.decode_workers=" + AddressesOf(decode_, true)});
   BATON_CHECK_MSG(router_->WaitForPorts(), router_->Log());
+}
+
+// Rank 0, whom all others look for, comes last.
+Cluster::Ranks Cluster::StartWorker(const std::string& role, size_t i, int ranks,
+                                    const std::vector<std::string>& flags) {
+  Ranks processes(static_cast<size_t>(ranks));
+  const std::string meeting_place = "127.0.0.1:" + std::to_string(FreePort());
+  for (size_t rank = processes.size(); rank-- > 0;) {
+    std::string name = role + "-" + std::to_string(i);
+    std::vector<std::string> arguments = With({role, "--http-port=127.0.0.1:0"}, flags);
+    if (ranks > 1) {
+      name += "." + std::to_string(rank);
+      arguments =
+          With(arguments, {"--" + role + ".ranks=" + std::to_string(ranks),
+                           "--" + role + ".rank=" + std::to_string(rank),
+                           "--" + role + ".group_addresses=" + meeting_place,
+                           "--group.timeout_ms=" + std::to_string(2000 * kSanitizedTestScale)});
+    }
+    processes[rank] = std::make_unique<BatonProcess>(scratch_, name, arguments);
+  }
+  return processes;
+}
+
+void Cluster::RestartDecode(size_t i) {
+  for (std::unique_ptr<BatonProcess>& process : decode_[i]) {
+    process->Restart({"--decode.address=" + process->grpc_address()});
+  }
+  for (std::unique_ptr<BatonProcess>& process : decode_[i]) {
+    BATON_CHECK_MSG(process->WaitForPorts(), process->Log());
+  }
 }
 
 bool Cluster::WaitUntilReady() {
@@ -50,12 +93,12 @@ std::unique_ptr<server::CompletionClient> Cluster::Connect() const {
 }
 
 double Cluster::PrefillPages(size_t i) {
-  return MetricValue(HttpGet(prefill_[i]->http_port(), "/metrics"),
+  return MetricValue(HttpGet(prefill(i).http_port(), "/metrics"),
                      "baton_kv_pages_used{role=\"prefill\"}");
 }
 
-double Cluster::DecodePages() {
-  return MetricValue(HttpGet(decode_->http_port(), "/metrics"),
+double Cluster::DecodePages(size_t i, size_t rank) {
+  return MetricValue(HttpGet(decode(i, rank).http_port(), "/metrics"),
                      "baton_kv_pages_used{role=\"decode\"}");
 }
 

@@ -17,6 +17,9 @@ inline constexpr char kModel[] = BATON_E2E_MODEL;
 
 struct ClusterOptions {
   int prefill_workers = 1;
+  int prefill_ranks = 1;  // processes of each worker
+  int decode_workers = 1;
+  int decode_ranks = 1;
   std::vector<std::string> prefill_flags = {};
   std::vector<std::string> decode_flags = {};
   std::string prefill_model = kModel;
@@ -30,18 +33,26 @@ class Cluster {
   bool WaitUntilReady();
   std::unique_ptr<server::CompletionClient> Connect() const;
 
-  BatonProcess& prefill(size_t i) { return *prefill_[i]; }
-  BatonProcess& decode() { return *decode_; }
+  // A rank of worker i.
+  BatonProcess& prefill(size_t i, size_t rank = 0) { return *prefill_[i][rank]; }
+  BatonProcess& decode(size_t i = 0, size_t rank = 0) { return *decode_[i][rank]; }
   BatonProcess& router() { return *router_; }
 
-  // Pages in use, as the worker's /metrics says.
+  // Starts the processes of a decode worker again, at the addresses that they had.
+  void RestartDecode(size_t i);
+
+  // Pages in use, as /metrics of the worker, or of its rank, says.
   double PrefillPages(size_t i);
-  double DecodePages();
+  double DecodePages(size_t i = 0, size_t rank = 0);
 
  private:
+  using Ranks = std::vector<std::unique_ptr<BatonProcess>>;
+  Ranks StartWorker(const std::string& role, size_t i, int ranks,
+                    const std::vector<std::string>& flags);
+
   ScratchDirectory scratch_;
-  std::vector<std::unique_ptr<BatonProcess>> prefill_;
-  std::unique_ptr<BatonProcess> decode_;
+  std::vector<Ranks> prefill_;
+  std::vector<Ranks> decode_;
   std::unique_ptr<BatonProcess> router_;
 };
 

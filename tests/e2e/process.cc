@@ -73,9 +73,18 @@ ScratchDirectory::~ScratchDirectory() {
 
 BatonProcess::BatonProcess(const ScratchDirectory& scratch, const std::string& name,
                            std::vector<std::string> arguments)
-    : port_file_(scratch.File(name + ".ports")), log_file_(scratch.File(name + ".log")) {
-  arguments.push_back("--port-file=" + port_file_);
-  pid_ = Spawn(arguments, "/dev/null", log_file_);
+    : port_file_(scratch.File(name + ".ports")),
+      log_file_(scratch.File(name + ".log")),
+      arguments_(std::move(arguments)) {
+  arguments_.push_back("--port-file=" + port_file_);
+  pid_ = Spawn(arguments_, "/dev/null", log_file_);
+}
+
+void BatonProcess::Restart(const std::vector<std::string>& more) {
+  BATON_CHECK_GE(pid_ < 0 ? 0 : Wait(), 0);
+  std::filesystem::remove(port_file_);
+  arguments_.insert(arguments_.end(), more.begin(), more.end());
+  pid_ = Spawn(arguments_, "/dev/null", log_file_);
 }
 
 BatonProcess::~BatonProcess() {
@@ -140,6 +149,18 @@ std::string HttpGet(int port, const std::string& path) {
   ::close(socket);
   const size_t body = answer.find("\r\n\r\n");
   return body == std::string::npos ? std::string() : answer.substr(body + 4);
+}
+
+int FreePort() {
+  const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  BATON_CHECK(::bind(socket, reinterpret_cast<sockaddr*>(&address), size) == 0);
+  BATON_CHECK(::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size) == 0);
+  ::close(socket);
+  return ntohs(address.sin_port);
 }
 
 double MetricValue(const std::string& page, const std::string& series) {

@@ -34,6 +34,9 @@ class BatonProcess {
   ~BatonProcess();
   BatonProcess(const BatonProcess&) = delete;
 
+  // Runs it again with these arguments behind its own, once it has ended.
+  void Restart(const std::vector<std::string>& more);
+
   // Waits for the port file; false when the process ended or a minute has passed.
   bool WaitForPorts();
   int grpc_port() const { return grpc_port_; }
@@ -49,6 +52,7 @@ class BatonProcess {
  private:
   const std::string port_file_;
   const std::string log_file_;
+  std::vector<std::string> arguments_;
   pid_t pid_ = -1;
   int grpc_port_ = 0;
   int http_port_ = 0;
@@ -69,6 +73,9 @@ template <typename Done>
 bool Eventually(double seconds, Done done);
 
 void PauseMillis(int millis);
+
+// One that nobody listens on at the moment, on 127.0.0.1.
+int FreePort();
 
 template <typename Done>
 bool Eventually(double seconds, Done done) {

@@ -1,0 +1,194 @@
+// Workers whose ranks are processes: five of them give the tokens of one, a group that loses a rank
+// ends with it and costs no request, and the ranks say what is wrong when they do not fit.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include "base/thread.h"
+#include "tests/e2e/cluster.h"
+#include "tests/sanitized.h"
+
+namespace baton::e2e {
+namespace {
+
+using ::testing::ElementsAreArray;
+using ::testing::HasSubstr;
+
+bool TakeAll(const std::string&, const std::vector<TokenId>&) { return true; }
+
+using Tokens = std::vector<TokenId>;
+
+Tokens TokensOf(server::CompletionClient& client, const server::ClientRequest& request) {
+  const absl::StatusOr<server::ClientResult> result = client.Generate(request, TakeAll);
+  EXPECT_TRUE(result.ok()) << result.status();
+  return result.ok() ? result->token_ids : Tokens();
+}
+
+std::vector<Tokens> OneAfterTheOther(server::CompletionClient& client,
+                                     const std::vector<server::ClientRequest>& requests) {
+  std::vector<Tokens> tokens;
+  for (const server::ClientRequest& request : requests) tokens.push_back(TokensOf(client, request));
+  return tokens;
+}
+
+// Sends all requests at once; `meanwhile` runs beside them.
+template <typename Meanwhile>
+std::vector<Tokens> AllAtOnce(const Cluster& cluster,
+                              const std::vector<server::ClientRequest>& requests,
+                              const Meanwhile& meanwhile) {
+  std::vector<Tokens> tokens(requests.size());
+  {
+    std::vector<Thread> clients;
+    for (size_t i = 0; i < requests.size(); ++i) {
+      clients.emplace_back("client",
+                           [&, i] { tokens[i] = TokensOf(*cluster.Connect(), requests[i]); });
+    }
+    meanwhile();
+  }
+  return tokens;
+}
+
+void ExpectSame(const std::vector<Tokens>& tokens, const std::vector<Tokens>& expected) {
+  for (size_t i = 0; i < expected.size(); ++i) {
+    SCOPED_TRACE(i);
+    EXPECT_FALSE(tokens[i].empty());
+    EXPECT_THAT(tokens[i], ElementsAreArray(expected[i]));
+  }
+}
+
+// Long enough to be caught in the act, greedy and sampled.
+std::vector<server::ClientRequest> LongRequests(int count, int repeats, int32_t max_tokens) {
+  std::vector<server::ClientRequest> requests;
+  for (int i = 0; i < count; ++i) {
+    server::ClientRequest request;
+    for (int j = 0; j < repeats; ++j) request.text += "The files are read in the order given. ";
+    request.max_tokens = max_tokens;
+    request.temperature = i % 2 == 0 ? 0.0f : 0.8f;
+    request.seed = static_cast<uint64_t>(i);
+    request.ignore_eos = true;
+    requests.push_back(request);
+  }
+  return requests;
+}
+
+TEST(Groups, FiveProcessesGiveTheTokensOfOne) {
+  const ScratchDirectory scratch;
+  BatonProcess serve(
+      scratch, "serve",
+      {"serve", std::string("--model=") + kModel, "--port=127.0.0.1:0", "--http-port=127.0.0.1:0",
+       "--prefill.memory_mb=64", "--decode.memory_mb=128"});
+  Cluster cluster({.prefill_ranks = 2,
+                   .decode_ranks = 2,
+                   .prefill_flags = {"--prefill.chunk_tokens=100"},
+                   .decode_flags = {"--decode.redundant_experts=4"}});
+  ASSERT_TRUE(serve.WaitForPorts()) << serve.Log();
+  ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
+  const std::vector<server::ClientRequest> requests = SampleRequests();
+  const std::vector<Tokens> expected =
+      OneAfterTheOther(*server::ConnectCompletionClient(serve.grpc_address()), requests);
+  ExpectSame(OneAfterTheOther(*cluster.Connect(), requests), expected);
+  ExpectSame(AllAtOnce(cluster, requests, [] {}), expected);
+  EXPECT_EQ(HttpGet(cluster.prefill(0, 1).http_port(), "/health"), "ok\n");
+  EXPECT_EQ(HttpGet(cluster.prefill(0, 1).http_port(), "/ready"), "ready\n");
+
+  // Told to end one by one, in the order that is worst for each group.
+  cluster.router().Signal(SIGTERM);
+  EXPECT_EQ(cluster.router().Wait(), 0) << cluster.router().Log();
+  for (const size_t rank : {1, 0}) cluster.prefill(0, rank).Signal(SIGTERM);
+  for (const size_t rank : {0, 1}) cluster.decode(0, rank).Signal(SIGTERM);
+  for (const size_t rank : {0, 1}) {
+    EXPECT_EQ(cluster.prefill(0, rank).Wait(), 0) << cluster.prefill(0, rank).Log();
+    EXPECT_EQ(cluster.decode(0, rank).Wait(), 0) << cluster.decode(0, rank).Log();
+  }
+}
+
+TEST(Groups, AKilledPrefillRankCostsNoRequest) {
+  Cluster cluster(
+      {.prefill_workers = 2, .prefill_ranks = 2, .prefill_flags = {"--prefill.chunk_tokens=16"}});
+  ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
+  const std::vector<server::ClientRequest> requests = LongRequests(8, 40 / kSanitizedTestScale, 8);
+  const std::vector<Tokens> expected = AllAtOnce(cluster, requests, [] {});
+  const auto kill = [&] {
+    EXPECT_TRUE(
+        Eventually(30, [&] { return cluster.PrefillPages(0) > 0 && cluster.PrefillPages(1) > 0; }));
+    cluster.prefill(0, 1).Signal(SIGKILL);
+  };
+  ExpectSame(AllAtOnce(cluster, requests, kill), expected);
+  EXPECT_EQ(cluster.prefill(0, 0).Wait(), 1);
+  EXPECT_THAT(cluster.prefill(0, 0).Log(), HasSubstr("rank 1"));
+}
+
+TEST(Groups, AKilledDecodeRankCostsNoRequestAndTheGroupComesBack) {
+  Cluster cluster({.decode_workers = 2, .decode_ranks = 2});
+  ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
+  const std::vector<server::ClientRequest> requests = LongRequests(8, 2, 240 / kSanitizedTestScale);
+  const std::vector<Tokens> expected = AllAtOnce(cluster, requests, [] {});
+  const auto wait_until_all_ranks_work = [&] {
+    EXPECT_TRUE(Eventually(30, [&] {
+      return cluster.DecodePages(0, 0) > 0 && cluster.DecodePages(0, 1) > 0 &&
+             cluster.DecodePages(1, 0) > 0 && cluster.DecodePages(1, 1) > 0;
+    }));
+  };
+  const auto kill = [&] {
+    wait_until_all_ranks_work();
+    cluster.decode(0, 1).Signal(SIGKILL);
+  };
+  ExpectSame(AllAtOnce(cluster, requests, kill), expected);
+  EXPECT_EQ(cluster.decode(0, 0).Wait(), 1);
+  EXPECT_THAT(cluster.decode(0, 0).Log(), HasSubstr("rank 1"));
+
+  cluster.RestartDecode(0);
+  const auto connected = [&](size_t rank) {
+    return MetricValue(HttpGet(cluster.router().http_port(), "/metrics"),
+                       "baton_worker_up{role=\"decode\",worker=\"" +
+                           cluster.decode(0, rank).grpc_address() + "\"}") == 1;
+  };
+  EXPECT_TRUE(Eventually(30, [&] { return connected(0) && connected(1); }));
+  ExpectSame(AllAtOnce(cluster, requests, wait_until_all_ranks_work), expected);
+}
+
+TEST(Groups, ARankThatDoesNotFitSaysWhy) {
+  const ScratchDirectory scratch;
+  const std::string meeting_place = "127.0.0.1:" + std::to_string(FreePort());
+  const auto start = [&](const std::string& name, const std::vector<std::string>& flags) {
+    std::vector<std::string> arguments = {"prefill",
+                                          std::string("--model=") + kModel,
+                                          "--prefill.address=127.0.0.1:0",
+                                          "--http-port=127.0.0.1:0",
+                                          "--prefill.ranks=2",
+                                          "--prefill.group_addresses=" + meeting_place};
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+    return std::make_unique<BatonProcess>(scratch, name, arguments);
+  };
+  const auto leader = start("leader", {"--prefill.rank=0"});
+  const auto other = start("other", {"--prefill.rank=1", "--prefill.chunk_tokens=17"});
+  EXPECT_EQ(other->Wait(), 1);
+  EXPECT_THAT(other->Log(), HasSubstr("chunk_tokens=17"));
+  EXPECT_THAT(other->Log(), HasSubstr("start all ranks of a group from one configuration"));
+
+  // The one that fits is still waited for; its number comes from the environment, or is missing.
+  EXPECT_TRUE(Eventually(30, [&] {
+    return leader->Log().find("waiting for the other ranks") != std::string::npos;
+  })) << leader->Log();
+  EXPECT_THAT(leader->Log(), HasSubstr("missing rank 1"));
+  const auto no_number = start("no-number", {"--prefill.rank=2"});
+  EXPECT_EQ(no_number->Wait(), 2);
+  EXPECT_THAT(no_number->Log(),
+              HasSubstr("prefill.rank: 2 is not less than prefill.ranks (2, from"));
+  const auto right = start("right", {"--prefill.rank=1"});
+  EXPECT_TRUE(right->WaitForPorts()) << right->Log();
+  EXPECT_TRUE(leader->WaitForPorts()) << leader->Log();
+
+  // Alone again, it can be told to end while it waits.
+  const auto alone = start("alone", {"--prefill.rank=0", "--prefill.group_addresses=127.0.0.1:" +
+                                                             std::to_string(FreePort())});
+  EXPECT_TRUE(Eventually(30, [&] {
+    return alone->Log().find("waiting for the other ranks") != std::string::npos;
+  })) << alone->Log();
+  alone->Signal(SIGTERM);
+  EXPECT_EQ(alone->Wait(), 0) << alone->Log();
+}
+
+}  // namespace
+}  // namespace baton::e2e
