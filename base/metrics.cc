@@ -76,10 +76,18 @@ constexpr MetricSpec kSpecs[] = {
     // Workers
     {"baton_running_requests", kG, "Requests in a worker's running batch.", "role"},
     {"baton_kv_pages_capacity", kG, "KV pages that a worker has.", "role"},
-    {"baton_kv_pages_used", kG, "KV pages reserved or holding latents.", "role"},
+    {"baton_kv_pages_used", kG, "KV pages that requests hold; cached ones that none uses are free.",
+     "role"},
     {"baton_batch_rows", kH, "Token rows of one forward pass.", "role", kRows},
     {"baton_step_seconds", kH, "Duration of one worker step that ran a forward pass.", "role",
      kStepSeconds},
+    {"baton_prefix_cache_pages", kG, "KV pages in the prefix cache, whether a request uses them.",
+     "role"},
+    {"baton_prefix_cache_lookup_tokens_total", kC, "Prompt tokens that were looked up.", "role"},
+    {"baton_prefix_cache_hit_tokens_total", kC,
+     "Prompt tokens found: not computed (prefill), not transferred (decode).", "role"},
+    {"baton_prefix_cache_evicted_pages_total", kC, "Cached pages given up for other requests.",
+     "role"},
     // Prefill
     {"baton_prefill_queue_requests", kG,
      "Requests on a prefill worker whose first chunk has not begun.", ""},
@@ -94,6 +102,8 @@ constexpr MetricSpec kSpecs[] = {
      "Requests that hold landing pages and whose hand-off is not complete.", ""},
     {"baton_preemptions_total", kC,
      "Running requests stopped because an older one needed their pages.", ""},
+    {"baton_prefix_cache_generated_tokens_total", kC,
+     "Prompt tokens found in pages of generated tokens (decode.reuse_generated).", ""},
     {"baton_handoff_received_bytes_total", kC, "Payload bytes accepted into landing pages.", ""},
     {"baton_handoff_received_messages_total", kC, "Hand-off messages accepted into landing pages.",
      ""},
@@ -189,6 +199,16 @@ std::vector<ClientMetric> Finished(const MetricFamily& requests, const Families&
   return out;
 }
 
+std::vector<ClientMetric> OfPrefill(const MetricFamily& source, const Families&) {
+  std::vector<ClientMetric> out;
+  for (const ClientMetric& metric : source.metric) {
+    if (LabelOf(metric, "role") != "prefill") continue;
+    out.push_back(metric);
+    out.back().label.clear();
+  }
+  return out;
+}
+
 template <TtftStage stage>
 std::vector<ClientMetric> OneStage(const MetricFamily& stages, const Families&) {
   std::vector<ClientMetric> out;
@@ -209,6 +229,8 @@ constexpr std::string_view kCopy = "the same values";
 constexpr std::string_view kShare =
     "used / capacity of the decode pages (of prefill's in a prefill process)";
 
+constexpr std::string_view kOfPrefill = "those of role prefill";
+
 constexpr AliasRule kAliases[] = {
     {{"vllm:time_to_first_token_seconds", "baton_ttft_seconds", kCopy}, Same},
     {{"vllm:time_per_output_token_seconds", "baton_itl_seconds", kCopy}, Same},
@@ -226,6 +248,10 @@ constexpr AliasRule kAliases[] = {
     {{"vllm:num_requests_waiting", "baton_router_queue_requests", kCopy}, Same},
     {{"vllm:kv_cache_usage_perc", "baton_kv_pages_used", kShare}, UsedShare},
     {{"vllm:gpu_cache_usage_perc", "baton_kv_pages_used", kShare}, UsedShare},
+    {{"vllm:prefix_cache_queries_total", "baton_prefix_cache_lookup_tokens_total", kOfPrefill},
+     OfPrefill},
+    {{"vllm:prefix_cache_hits_total", "baton_prefix_cache_hit_tokens_total", kOfPrefill},
+     OfPrefill},
     {{"vllm:prompt_tokens_total", "baton_prompt_tokens_total", kCopy}, Same},
     {{"vllm:generation_tokens_total", "baton_output_tokens_total", kCopy}, Same},
     {{"vllm:request_success_total", "baton_requests_total",
@@ -312,6 +338,10 @@ class MetricsBinder {
     Bind(worker.kv_pages_used, "baton_kv_pages_used", labels);
     Bind(worker.batch_rows, "baton_batch_rows", labels);
     Bind(worker.step_seconds, "baton_step_seconds", labels);
+    Bind(worker.prefix_cache_pages, "baton_prefix_cache_pages", labels);
+    Bind(worker.prefix_cache_lookup_tokens_total, "baton_prefix_cache_lookup_tokens_total", labels);
+    Bind(worker.prefix_cache_hit_tokens_total, "baton_prefix_cache_hit_tokens_total", labels);
+    Bind(worker.prefix_cache_evicted_pages_total, "baton_prefix_cache_evicted_pages_total", labels);
   }
 
   void Bind(RouterMetrics& router) {
@@ -343,6 +373,7 @@ class MetricsBinder {
     Bind(decode.worker, "decode");
     Bind(decode.landing_requests, "baton_landing_requests");
     Bind(decode.preemptions_total, "baton_preemptions_total");
+    Bind(decode.prefix_cache_generated_tokens_total, "baton_prefix_cache_generated_tokens_total");
     Bind(decode.handoff_received_bytes_total, "baton_handoff_received_bytes_total");
     Bind(decode.handoff_received_messages_total, "baton_handoff_received_messages_total");
     Bind(decode.handoff_seconds, "baton_handoff_seconds");

@@ -147,6 +147,10 @@ struct WorkerMetrics {
   GaugeHandle kv_pages_used;
   HistogramHandle batch_rows;
   HistogramHandle step_seconds;
+  GaugeHandle prefix_cache_pages;
+  CounterHandle prefix_cache_lookup_tokens_total;
+  CounterHandle prefix_cache_hit_tokens_total;
+  CounterHandle prefix_cache_evicted_pages_total;
 };
 
 struct PrefillMetrics {
@@ -162,6 +166,7 @@ struct DecodeMetrics {
   WorkerMetrics worker;  // role="decode"
   GaugeHandle landing_requests;
   CounterHandle preemptions_total;
+  CounterHandle prefix_cache_generated_tokens_total;
   CounterHandle handoff_received_bytes_total;
   CounterHandle handoff_received_messages_total;
   HistogramHandle handoff_seconds;

@@ -131,6 +131,11 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
     kv_pages_capacity_.Set(report.total_pages);
     kv_pages_used_.Set(report.total_pages - report.free_pages);
     landing_requests_.Set(report.landing);
+    prefix_cache_pages_.Set(report.cached_pages);
+    metrics_.worker.prefix_cache_lookup_tokens_total.Add(static_cast<double>(report.lookup_tokens));
+    metrics_.worker.prefix_cache_hit_tokens_total.Add(static_cast<double>(report.hit_tokens));
+    metrics_.worker.prefix_cache_evicted_pages_total.Add(static_cast<double>(report.evicted_pages));
+    metrics_.prefix_cache_generated_tokens_total.Add(static_cast<double>(report.generated_tokens));
     metrics_.preemptions_total.Add(report.preempted);
     metrics_.handoff_received_bytes_total.Add(static_cast<double>(landing.bytes));
     metrics_.handoff_received_messages_total.Add(landing.messages);
@@ -152,6 +157,7 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
   GaugeShare running_requests_{metrics_.worker.running_requests};
   GaugeShare kv_pages_capacity_{metrics_.worker.kv_pages_capacity};
   GaugeShare kv_pages_used_{metrics_.worker.kv_pages_used};
+  GaugeShare prefix_cache_pages_{metrics_.worker.prefix_cache_pages};
   GaugeShare landing_requests_{metrics_.landing_requests};
   Clock& clock_;
   const std::unique_ptr<model::Runner> runner_;

@@ -24,6 +24,7 @@ void Put(ByteWriter& out, const OpenHandoff& open) {
   out.Put(open.key);
   out.Put(open.landing.epoch);
   out.PutString(open.landing.transport_address);
+  out.Put(open.landing.first_page);
   PutPages(out, open.landing.pages);
 }
 
@@ -62,6 +63,7 @@ OpenHandoff TakeOpen(ByteReader& in) {
   open.key = in.Take<RequestKey>();
   open.landing.epoch = in.Take<Epoch>();
   open.landing.transport_address = in.TakeString();
+  open.landing.first_page = in.Take<int32_t>();
   open.landing.pages = in.TakeAll<PageId>();
   return open;
 }

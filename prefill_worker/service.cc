@@ -195,6 +195,10 @@ class PrefillWorkerImpl final : public PrefillWorker, public PrefillOutbox, publ
     metrics_.worker.running_requests.Set(report.running);
     metrics_.worker.kv_pages_capacity.Set(report.total_pages);
     metrics_.worker.kv_pages_used.Set(report.total_pages - report.free_pages);
+    metrics_.worker.prefix_cache_pages.Set(report.cached_pages);
+    metrics_.worker.prefix_cache_lookup_tokens_total.Add(static_cast<double>(report.lookup_tokens));
+    metrics_.worker.prefix_cache_hit_tokens_total.Add(static_cast<double>(report.hit_tokens));
+    metrics_.worker.prefix_cache_evicted_pages_total.Add(static_cast<double>(report.evicted_pages));
     metrics_.queue_requests.Set(report.waiting);
     metrics_.queue_tokens.Set(static_cast<double>(report.queued_tokens));
     metrics_.tokens_total.Add(report.rows);

@@ -11,7 +11,9 @@
 namespace baton::scheduler {
 
 DecodePlanner::DecodePlanner(const DecodePlannerOptions& options)
-    : options_(options), pool_(options.total_pages), next_epoch_(options.first_epoch) {
+    : options_(options),
+      pages_(options.total_pages, options.page_tokens, options.prefix_cache),
+      next_epoch_(options.first_epoch) {
   BATON_CHECK_GT(options.page_tokens, 0);
   BATON_CHECK_GT(options.total_pages, 0);
   BATON_CHECK_GT(options.max_positions, 0);
@@ -38,7 +40,9 @@ void DecodePlanner::Step(Tick now, absl::Span<const DecodeEvent> events, DecodeA
   report.rows += static_cast<uint32_t>(pass.plan.total_rows);
   report.total_pages = status.total_pages;
   report.free_pages = status.free_pages;
-  report.quarantined_pages = pool_.quarantined_pages();
+  report.quarantined_pages = pages_.quarantined_pages();
+  report.cached_pages = status.cached_pages;
+  report.evicted_pages += pages_.evictions() - std::exchange(evictions_seen_, pages_.evictions());
   report.running = status.running;
   report.landing = status.landing;
   report.releasing = static_cast<int32_t>(attempts_.size()) - status.running - status.landing;
@@ -92,9 +96,11 @@ void DecodePlanner::Apply(Tick now, const StartReceived& event, DecodeActionSink
   } else if (!has_credit) {
     refusal.status = absl::ResourceExhaustedError("the start was sent without a credit");
   } else {
-    refusal.status = HasRoom(event.request);
+    refusal.status = HasRoom();
   }
-  if (refusal.status.ok()) return Admit(now, event, sink);
+  PageTable table;
+  if (refusal.status.ok()) refusal.status = TakePages(event.request, table);
+  if (refusal.status.ok()) return Admit(now, event, std::move(table), sink);
   TellEnd(event.router, event.request.key, refusal, sink);
   router->second.update.released.push_back(event.request.key);
 }
@@ -130,7 +136,7 @@ absl::Status DecodePlanner::CanAdmit(const StartRequest& start) const {
 }
 
 // What another moment or rank may have.
-absl::Status DecodePlanner::HasRoom(const StartRequest& start) const {
+absl::Status DecodePlanner::HasRoom() const {
   if (draining_) return absl::ResourceExhaustedError("the decode rank is draining");
   if (LandingCount() >= options_.max_landings) {
     return absl::ResourceExhaustedError(
@@ -140,20 +146,31 @@ absl::Status DecodePlanner::HasRoom(const StartRequest& start) const {
     return absl::ResourceExhaustedError(
         absl::StrCat("the decode rank holds ", options_.max_sequences, " sequences already"));
   }
-  const int32_t pages =
-      PagesFor(ReservedTokens(static_cast<int64_t>(start.prompt.size()),
-                              static_cast<int64_t>(start.delivered.size()),
-                              start.sampling.max_tokens, options_.reserve_output_tokens),
-               options_.page_tokens);
-  if (!pool_.CanAllocate(pages)) {
-    return absl::ResourceExhaustedError(absl::StrCat("the request needs ", pages, " pages; ",
-                                                     pool_.free_pages(), " of ",
-                                                     options_.total_pages, " are free"));
-  }
   return absl::OkStatus();
 }
 
-void DecodePlanner::Admit(Tick now, const StartReceived& event, DecodeActionSink& sink) {
+// Cached pages for the prompt where there are, new ones for the rest and what is reserved; none at
+// all when they do not suffice.
+absl::Status DecodePlanner::TakePages(const StartRequest& start, PageTable& table) {
+  const auto prompt = static_cast<int64_t>(start.prompt.size());
+  table = pages_.Find(start.prompt, ReusablePages(prompt, options_.page_tokens), start.cache_salt);
+  const int32_t missing =
+      PagesFor(ReservedTokens(prompt, static_cast<int64_t>(start.delivered.size()),
+                              start.sampling.max_tokens, options_.reserve_output_tokens),
+               options_.page_tokens) -
+      static_cast<int32_t>(table.pages.size());
+  if (pages_.CanGrow(missing)) {
+    pages_.Grow(table, missing);
+    return absl::OkStatus();
+  }
+  const int32_t free = pages_.free_pages();
+  pages_.Free(table);
+  return absl::ResourceExhaustedError(absl::StrCat("the request needs ", missing, " pages; ", free,
+                                                   " of ", options_.total_pages, " are free"));
+}
+
+void DecodePlanner::Admit(Tick now, const StartReceived& event, PageTable table,
+                          DecodeActionSink& sink) {
   const StartRequest& start = event.request;
   Attempt attempt;
   attempt.key = start.key;
@@ -167,18 +184,22 @@ void DecodePlanner::Admit(Tick now, const StartReceived& event, DecodeActionSink
   attempt.received_at = std::min(event.received_at, now);
   attempt.deadline = attempt.received_at + start.remaining;
   attempt.prefill_address = start.prefill_address;
-  attempt.pages = pool_.Allocate(
-      PagesFor(ReservedTokens(attempt.prompt_tokens, static_cast<int64_t>(start.delivered.size()),
-                              start.sampling.max_tokens, options_.reserve_output_tokens),
-               options_.page_tokens));
+  attempt.table = std::move(table);
+  const auto cached_pages = static_cast<int32_t>(attempt.table.chain.nodes.size());
+  const int32_t cached_tokens = cached_pages * options_.page_tokens;
+  attempt.decode_form_tokens = pages_.GeneratedPages(attempt.table) * options_.page_tokens;
+  sink.report.lookup_tokens += start.prompt.size();
+  sink.report.hit_tokens += static_cast<uint64_t>(cached_tokens);
+  sink.report.generated_tokens += static_cast<uint64_t>(attempt.decode_form_tokens);
   attempt.epoch = Epoch(next_epoch_++);
   attempt.landing_open = true;
   attempt.writer = true;
   attempt.wait_until = now + options_.prefill_timeout;
 
-  OpenLanding open{start.key, attempt.epoch, {}, attempt.prompt_tokens};
-  open.pages.assign(attempt.pages.begin(),
-                    attempt.pages.begin() + PagesFor(attempt.prompt_tokens, options_.page_tokens));
+  OpenLanding open{start.key, attempt.epoch, {}, attempt.prompt_tokens - cached_tokens};
+  const auto pages = attempt.table.pages.begin();
+  open.pages.assign(pages + cached_pages,
+                    pages + PagesFor(attempt.prompt_tokens, options_.page_tokens));
   CallPrefill call;
   call.address = start.prefill_address;
   call.call.key = start.key;
@@ -188,7 +209,9 @@ void DecodePlanner::Admit(Tick now, const StartReceived& event, DecodeActionSink
   call.call.remaining = attempt.deadline - now;
   call.call.landing.epoch = attempt.epoch;
   call.call.landing.transport_address = options_.transport_address;
+  call.call.landing.first_page = cached_pages;
   call.call.landing.pages = open.pages;
+  call.call.cache_salt = start.cache_salt;
   sink.Add(std::move(open));  // before the call: its messages may come at once
   sink.Add(std::move(call));
   attempt.fsm.To(RequestState::kPrefilling);
@@ -229,6 +252,7 @@ void DecodePlanner::Apply(Tick now, const PrefillReplied& event, DecodeActionSin
   }
   attempt.replied = true;
   attempt.messages_posted = reply.messages_posted;
+  attempt.cached_tokens = reply.cached_tokens;
   attempt.wait_until = now + options_.handoff_timeout;
   const Duration waited = std::min(event.received_at, now) - attempt.received_at;
   attempt.timings.prefill_wait = std::clamp(reply.wait, Duration(), waited);
@@ -313,6 +337,8 @@ void DecodePlanner::JoinIfLanded(Tick now, Attempts::iterator it, DecodeActionSi
   sink.Add(CloseLanding{attempt.epoch});
   attempt.wait_until = Tick::Infinite();
   attempt.computed = attempt.prompt_tokens;
+  pages_.Publish(attempt.table, attempt.tokens, attempt.prompt_tokens / options_.page_tokens,
+                 /*generated=*/false, /*give_up_duplicates=*/true);
   running_.emplace(attempt.age, it->first);
   ++sink.report.landed;
 }
@@ -346,14 +372,18 @@ void DecodePlanner::Release(Tick now, Attempts::iterator it, const Ending& endin
     attempt.landing_open = false;
     sink.Add(CloseLanding{attempt.epoch});
   }
-  pool_.Quarantine(attempt.pages);
+  if (options_.reuse_generated && attempt.computed > attempt.prompt_tokens) {
+    pages_.Publish(attempt.table, attempt.tokens, attempt.computed / options_.page_tokens,
+                   /*generated=*/true, /*give_up_duplicates=*/false);
+  }
+  pages_.Quarantine(attempt.table);
   if (!attempt.writer) return EndQuarantine(it);
   sink.Add(CancelPrefill{attempt.prefill_address, attempt.key});
   attempt.wait_until = now + options_.release_timeout;
 }
 
 void DecodePlanner::EndQuarantine(Attempts::iterator it) {
-  pool_.EndQuarantine(it->second.pages);
+  pages_.EndQuarantine(it->second.table);
   const auto router = routers_.find(it->second.router);
   if (router != routers_.end() && !it->second.router_gone) {
     router->second.update.released.push_back(it->first);
@@ -393,25 +423,23 @@ void DecodePlanner::TellEnd(RouterId router, RequestKey key, const Ending& endin
 // --- integrity ----------------------------------------------------------------------------
 
 void DecodePlanner::CheckInvariants() const {
-  pool_.CheckConservation();
-  std::set<PageId> held;
+  std::vector<const PageTable*> live;
+  std::vector<const PageTable*> quarantined;
   std::set<Epoch> epochs;
-  int32_t quarantined = 0;
   size_t running = 0;
   for (const auto& [key, attempt] : attempts_) {
     BATON_CHECK(attempt.key == key);
     BATON_CHECK_LT(attempt.epoch.value(), next_epoch_);
     BATON_CHECK(epochs.insert(attempt.epoch).second);
-    for (const PageId page : attempt.pages) BATON_CHECK(held.insert(page).second);
-    const auto capacity = static_cast<int64_t>(attempt.pages.size()) * options_.page_tokens;
     BATON_CHECK(attempt.computed <= static_cast<int32_t>(attempt.tokens.size()));
-    BATON_CHECK(attempt.computed <= capacity);
+    (attempt.ended ? quarantined : live).push_back(&attempt.table);
     if (attempt.ended) {
       // Kept only for its writer, and not for ever.
       BATON_CHECK(attempt.writer && !attempt.landing_open && !attempt.wait_until.infinite());
-      quarantined += static_cast<int32_t>(attempt.pages.size());
       continue;
     }
+    const auto capacity = static_cast<int64_t>(attempt.table.pages.size()) * options_.page_tokens;
+    BATON_CHECK(attempt.computed <= capacity);
     const bool landing = attempt.fsm.state() == RequestState::kPrefilling;
     BATON_CHECK_EQ(landing, attempt.landing_open);
     BATON_CHECK_EQ(landing, !attempt.wait_until.infinite());
@@ -429,9 +457,7 @@ void DecodePlanner::CheckInvariants() const {
   BATON_CHECK_EQ(running_.size(), running);
   BATON_CHECK_LE(attempts_.size(), static_cast<size_t>(options_.max_sequences));
   BATON_CHECK_LE(LandingCount(), options_.max_landings);
-  BATON_CHECK_EQ(quarantined, pool_.quarantined_pages());
-  BATON_CHECK_EQ(held.size(),
-                 static_cast<size_t>(pool_.allocated_pages() + pool_.quarantined_pages()));
+  pages_.CheckInvariants(live, quarantined);
   for (const auto& [id, router] : routers_) {
     BATON_CHECK_LE(router.starts_received, router.credits_granted);
   }

@@ -18,8 +18,8 @@
 #include "base/clock.h"
 #include "base/ids.h"
 #include "scheduler/messages.h"
-#include "scheduler/page_pool.h"
 #include "scheduler/request_fsm.h"
+#include "scheduler/shared_pages.h"
 #include "scheduler/step.h"
 
 namespace baton::scheduler {
@@ -37,6 +37,12 @@ struct DecodePlannerOptions {
   int32_t max_batch_rows = 256;
   int32_t reserve_output_tokens = 256;  // pages reserved at the start beyond prompt and delivered
   int32_t pages_per_credit = 4;         // free pages that each outstanding credit should find
+  // Keep the prompts' pages of sequences that are over, so that only what a later prompt adds has
+  // to land.
+  bool prefix_cache = true;
+  // Keep the pages of generated tokens too. Their latents are in decode form: a prompt that goes on
+  // from them gets other last bits than one whose latents all come from prefill.
+  bool reuse_generated = false;
   Duration handoff_timeout = Duration::Millis(2'000);   // reply -> landing complete
   Duration prefill_timeout = Duration::Millis(60'000);  // call -> reply
   Duration release_timeout = Duration::Millis(5'000);   // cancel of a call -> its reply
@@ -107,8 +113,8 @@ struct CancelPrefill {
 struct OpenLanding {
   RequestKey key;
   Epoch epoch;
-  std::vector<PageId> pages;
-  int32_t token_count = 0;  // all pages full but the last
+  std::vector<PageId> pages;  // of the prompt, without those that are there already
+  int32_t token_count = 0;    // all pages full but the last
 };
 struct CloseLanding {
   Epoch epoch;
@@ -139,10 +145,15 @@ struct DecodeReport {
   uint32_t tokens = 0;  // sent to routers
   uint32_t rows = 0;    // in this step's pass
   uint32_t landed = 0;
-  Duration transfer_exposed;  // summed over the step's first chunks
+  Duration transfer_exposed;      // summed over the step's first chunks
+  uint64_t lookup_tokens = 0;     // of prompts taken on; of these:
+  uint64_t hit_tokens = 0;        //   not to be shipped, because their pages were cached
+  uint64_t generated_tokens = 0;  //   of `hit_tokens`: in decode form
+  uint64_t evicted_pages = 0;
   // gauges
   int32_t total_pages = 0;
-  int32_t free_pages = 0;
+  int32_t free_pages = 0;    // cached ones that nobody uses included
+  int32_t cached_pages = 0;  // used by sequences or not
   int32_t quarantined_pages = 0;
   int32_t running = 0;
   int32_t landing = 0;
@@ -183,9 +194,11 @@ class DecodePlanner {
     uint64_t age = 0;             // of admission: smaller is older
     std::vector<TokenId> tokens;  // prompt, then output
     int32_t prompt_tokens = 0;
-    int32_t computed = 0;  // tokens whose latents stand in `pages`
+    int32_t computed = 0;  // tokens whose latents stand in `table`, once landed
     SamplingParams sampling;
-    std::vector<PageId> pages;
+    PageTable table;
+    int32_t cached_tokens = 0;       // of the prompt, that prefill had not to compute
+    int32_t decode_form_tokens = 0;  // of the prompt, that earlier sequences generated
     Tick received_at;
     Tick deadline;
     std::string prefill_address;
@@ -235,8 +248,9 @@ class DecodePlanner {
     bool prefill_lost = false;
   };
   absl::Status CanAdmit(const StartRequest& start) const;
-  absl::Status HasRoom(const StartRequest& start) const;
-  void Admit(Tick now, const StartReceived& event, DecodeActionSink& sink);
+  absl::Status HasRoom() const;
+  absl::Status TakePages(const StartRequest& start, PageTable& table);
+  void Admit(Tick now, const StartReceived& event, PageTable table, DecodeActionSink& sink);
   void OnPrefillError(Tick now, Attempts::iterator it, const absl::Status& status, bool worker_lost,
                       DecodeActionSink& sink);
   void JoinIfLanded(Tick now, Attempts::iterator it, DecodeActionSink& sink);
@@ -260,7 +274,7 @@ class DecodePlanner {
   DecodeStatus StatusFor(const Router& router) const;
 
   const DecodePlannerOptions options_;
-  PagePool pool_;
+  SharedPages pages_;
   Attempts attempts_;
   std::map<uint64_t, RequestKey> running_;  // landed or decoding, oldest first
   std::map<RouterId, Router> routers_;
@@ -268,6 +282,7 @@ class DecodePlanner {
   uint64_t next_epoch_;
   uint64_t next_age_ = 0;
   uint64_t passes_ = 0;
+  uint64_t evictions_seen_ = 0;  // that earlier reports told
   bool draining_ = false;
 };
 

@@ -72,6 +72,8 @@ void DecodePlanner::AddChunk(Attempt& attempt, const SampledToken* token, Decode
     attempt.first_chunk_sent = true;
     chunk.has_first_token_timings = true;
     chunk.timings = attempt.timings;
+    chunk.cached_tokens = attempt.cached_tokens;
+    chunk.decode_form_tokens = attempt.decode_form_tokens;
     sink.report.transfer_exposed = sink.report.transfer_exposed + attempt.timings.transfer_exposed;
   }
   sink.report.tokens += static_cast<uint32_t>(chunk.tokens.size());
@@ -109,7 +111,7 @@ void DecodePlanner::AddSlice(Attempt& attempt, int32_t rows, RunDecodePass& pass
   slice.prompt_tokens = attempt.prompt_tokens;
   slice.first_position = attempt.computed;
   slice.row_count = rows;
-  slice.pages = attempt.pages;
+  slice.pages = attempt.table.pages;
   slice.sample = end == static_cast<int32_t>(attempt.tokens.size());
   slice.sampling = &attempt.sampling;
   pass.plan.slices.push_back(slice);
@@ -122,9 +124,9 @@ void DecodePlanner::AddSlice(Attempt& attempt, int32_t rows, RunDecodePass& pass
 bool DecodePlanner::GrowFor(Tick now, Attempts::iterator it, int32_t rows, DecodeActionSink& sink) {
   Attempt& attempt = it->second;
   const int32_t needed = PagesFor(int64_t{attempt.computed} + rows, options_.page_tokens);
-  while (static_cast<int32_t>(attempt.pages.size()) < needed) {
-    if (pool_.CanAllocate(1)) {
-      attempt.pages.push_back(pool_.Allocate(1).front());
+  while (static_cast<int32_t>(attempt.table.pages.size()) < needed) {
+    if (pages_.CanGrow(1)) {
+      pages_.Grow(attempt.table, 1);
       continue;
     }
     const Ending preempted{EndKind::kPreempted, FinishReason::kNone, absl::OkStatus()};
@@ -204,7 +206,7 @@ void DecodePlanner::GrantCredits() {
       std::max<int64_t>(1, options_.max_landings / static_cast<int64_t>(routers_.size()));
   const int64_t room = std::min({int64_t{options_.max_landings} - landing,
                                  int64_t{options_.max_sequences} - sequences,
-                                 int64_t{pool_.free_pages()} / options_.pages_per_credit});
+                                 int64_t{pages_.free_pages()} / options_.pages_per_credit});
   const bool idle = attempts_.empty();
   for (auto& [id, router] : routers_) {
     auto held = static_cast<int64_t>(router.credits_granted - router.starts_received);
@@ -213,7 +215,7 @@ void DecodePlanner::GrantCredits() {
       ++held;
       ++outstanding;
     }
-    if (held == 0 && (idle || pool_.free_pages() >= options_.pages_per_credit)) {
+    if (held == 0 && (idle || pages_.free_pages() >= options_.pages_per_credit)) {
       ++router.credits_granted;
       ++outstanding;
     }
@@ -224,11 +226,13 @@ DecodeStatus DecodePlanner::StatusFor(const Router& router) const {
   DecodeStatus status;
   status.credits_granted = router.credits_granted;
   status.starts_received = router.starts_received;
-  status.total_pages = pool_.total_pages();
-  status.free_pages = pool_.free_pages();
+  status.total_pages = pages_.total_pages();
+  status.free_pages = pages_.free_pages();
   status.running = static_cast<int32_t>(running_.size());
   status.landing = LandingCount();
   status.draining = draining_;
+  status.caches_prefixes = pages_.caches();
+  status.cached_pages = pages_.cached_pages();
   return status;
 }
 

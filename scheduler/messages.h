@@ -45,6 +45,7 @@ struct StartRequest {
   SamplingParams sampling;
   Duration remaining;           // until the request's deadline; > 0
   std::string prefill_address;  // endpoint of the prefill worker to call
+  std::string cache_salt;       // requests of other salts share no cached pages with this one
 };
 
 struct CancelRequest {
@@ -67,8 +68,10 @@ struct TokenChunk {
   RequestKey key;
   int32_t first_index = 0;               // index among the output tokens of tokens[0]
   std::vector<SampledToken> tokens;      // empty only when the very first token stopped the request
-  bool has_first_token_timings = false;  // set on the attempt's first chunk
+  bool has_first_token_timings = false;  // set on the attempt's first chunk; then also:
   FirstTokenTimings timings;
+  int32_t cached_tokens = 0;       // of the prompt, that prefill did not have to compute
+  int32_t decode_form_tokens = 0;  // of the prompt, taken from generated tokens' pages
 };
 
 enum class EndKind : uint8_t {
@@ -97,10 +100,12 @@ struct DecodeStatus {
   uint64_t credits_granted = 0;
   uint64_t starts_received = 0;
   int32_t total_pages = 0;
-  int32_t free_pages = 0;  // unreserved
+  int32_t free_pages = 0;  // unreserved, cached ones that nobody uses included
   int32_t running = 0;     // sequences decoding
   int32_t landing = 0;     // requests between start and landed
   bool draining = false;
+  bool caches_prefixes = false;
+  int32_t cached_pages = 0;
   friend bool operator==(const DecodeStatus&, const DecodeStatus&) = default;
 };
 
@@ -114,11 +119,13 @@ struct DecodeUpdate {
 
 // --- decode rank -> prefill worker --------------------------------------------------------
 
-// Where a hand-off is to write.
+// Where a hand-off is to write: the pages of the prompt from `first_page` on. What stands before is
+// there already. In the hand-off's messages pages count from the landing's first.
 struct Landing {
   Epoch epoch;
   std::string transport_address;  // opaque: KvTransport::address() of the decode rank
-  std::vector<PageId> pages;      // in prompt order: ceil(prompt tokens / page_tokens)
+  int32_t first_page = 0;
+  std::vector<PageId> pages;  // in prompt order: ceil(prompt tokens / page_tokens) - first_page
 };
 
 struct PrefillCall {
@@ -128,6 +135,7 @@ struct PrefillCall {
   bool sample_first_token = true;  // false when the request resumes with delivered tokens
   Duration remaining;
   Landing landing;
+  std::string cache_salt;
 };
 
 struct PrefillCancel {
@@ -147,19 +155,22 @@ struct PrefillReply {
   SampledToken first_token;
   uint32_t messages_posted = 0;  // decode checks its landing against this
   uint64_t bytes_posted = 0;
-  Duration wait;     // call received -> first chunk begins
-  Duration compute;  // first chunk begins -> last chunk sampled
+  Duration wait;              // call received -> first chunk begins
+  Duration compute;           // first chunk begins -> last chunk sampled
+  int32_t cached_tokens = 0;  // of the prompt, that were not computed for this call
 };
 
 // --- prefill worker -> router -------------------------------------------------------------
 
 struct PrefillStatus {
   int32_t total_pages = 0;
-  int32_t free_pages = 0;
-  int32_t slots = 0;  // requests it takes at once
+  int32_t free_pages = 0;  // cached ones that nobody uses included
+  int32_t slots = 0;       // requests it takes at once
   int32_t running = 0;
   int64_t queued_tokens = 0;  // prompt tokens not yet computed
   bool draining = false;
+  bool caches_prefixes = false;
+  int32_t cached_pages = 0;
   friend bool operator==(const PrefillStatus&, const PrefillStatus&) = default;
 };
 

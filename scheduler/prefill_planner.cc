@@ -1,7 +1,6 @@
 #include "scheduler/prefill_planner.h"
 
 #include <algorithm>
-#include <set>
 #include <string>
 #include <utility>
 
@@ -12,7 +11,7 @@
 namespace baton::scheduler {
 
 PrefillPlanner::PrefillPlanner(const PrefillPlannerOptions& options)
-    : options_(options), pool_(options.total_pages) {
+    : options_(options), pages_(options.total_pages, options.page_tokens, options.prefix_cache) {
   BATON_CHECK_GT(options.page_tokens, 0);
   BATON_CHECK_GT(options.total_pages, 0);
   BATON_CHECK_GT(options.max_positions, 0);
@@ -34,6 +33,8 @@ void PrefillPlanner::Step(Tick now, absl::Span<const PrefillEvent> events,
   const PrefillStatus status = this->status();
   report.total_pages = status.total_pages;
   report.free_pages = status.free_pages;
+  report.cached_pages = status.cached_pages;
+  report.evicted_pages += pages_.evictions() - std::exchange(evictions_seen_, pages_.evictions());
   report.running = status.running;
   report.waiting =
       static_cast<int32_t>(std::count_if(calls_.begin(), calls_.end(), [](const auto& entry) {
@@ -55,10 +56,12 @@ absl::Status PrefillPlanner::CanTakeOn(const PrefillCall& call) const {
                                                    options_.max_positions, ": shorten it"));
   }
   const int32_t pages = PagesFor(tokens, options_.page_tokens);
-  if (call.landing.pages.size() != static_cast<size_t>(pages)) {
-    return absl::InvalidArgumentError(absl::StrCat("a prompt of ", tokens, " tokens lands in ",
-                                                   pages, " pages, but the landing has ",
-                                                   call.landing.pages.size()));
+  const int32_t first = call.landing.first_page;
+  if (first < 0 || first >= pages ||
+      call.landing.pages.size() != static_cast<size_t>(pages - first)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a prompt of ", tokens, " tokens lands in ", pages, " pages, but the landing ",
+                     "has ", call.landing.pages.size(), " from page ", first, " on"));
   }
   if (pages > options_.total_pages) {
     return absl::InvalidArgumentError(
@@ -70,12 +73,27 @@ absl::Status PrefillPlanner::CanTakeOn(const PrefillCall& call) const {
     return absl::ResourceExhaustedError(
         absl::StrCat("all ", options_.slots, " slots of the prefill worker are taken"));
   }
-  if (!pool_.CanAllocate(pages)) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the prompt needs ", pages, " pages; ", pool_.free_pages(), " of ",
-                     options_.total_pages, " are free on the prefill worker"));
+  if (call.remaining <= Duration()) {
+    return absl::DeadlineExceededError("the deadline passed before prefill began");
   }
   return absl::OkStatus();
+}
+
+// Cached pages where there are, new ones for the rest; none at all when they do not suffice.
+absl::Status PrefillPlanner::TakePages(const PrefillCall& call, PageTable& table) {
+  const auto tokens = static_cast<int64_t>(call.prompt.size());
+  table = pages_.Find(call.prompt, ReusablePages(tokens, options_.page_tokens), call.cache_salt);
+  const int32_t missing =
+      PagesFor(tokens, options_.page_tokens) - static_cast<int32_t>(table.pages.size());
+  if (pages_.CanGrow(missing)) {
+    pages_.Grow(table, missing);
+    return absl::OkStatus();
+  }
+  const int32_t free = pages_.free_pages();
+  pages_.Free(table);
+  return absl::ResourceExhaustedError(absl::StrCat("the prompt needs ", missing, " pages; ", free,
+                                                   " of ", options_.total_pages,
+                                                   " are free on the prefill worker"));
 }
 
 void PrefillPlanner::Apply(Tick now, const CallReceived& event, PrefillActionSink& sink) {
@@ -85,10 +103,9 @@ void PrefillPlanner::Apply(Tick now, const CallReceived& event, PrefillActionSin
     ++sink.report.stale_messages;
     return;
   }
+  PageTable table;
   absl::Status status = CanTakeOn(event.call);
-  if (status.ok() && event.call.remaining <= Duration()) {
-    status = absl::DeadlineExceededError("the deadline passed before prefill began");
-  }
+  if (status.ok()) status = TakePages(event.call, table);
   if (!status.ok()) {
     ++sink.report.refused;
     SendReply reply{event.caller, {}};
@@ -102,11 +119,15 @@ void PrefillPlanner::Apply(Tick now, const CallReceived& event, PrefillActionSin
   call.call = event.call;
   call.fsm = RequestFsm(RequestState::kReserved, event.call.key.attempt);
   call.order = next_order_++;
-  call.pages = pool_.Allocate(
-      PagesFor(static_cast<int64_t>(event.call.prompt.size()), options_.page_tokens));
+  call.cached = static_cast<int32_t>(table.chain.nodes.size()) * options_.page_tokens;
+  call.computed = call.cached;
+  call.table = std::move(table);
+  call.shipped = event.call.landing.first_page;
   call.received_at = std::min(event.received_at, now);
   call.deadline = call.received_at + event.call.remaining;
-  queued_tokens_ += static_cast<int64_t>(event.call.prompt.size());
+  queued_tokens_ += static_cast<int64_t>(event.call.prompt.size()) - call.computed;
+  sink.report.lookup_tokens += event.call.prompt.size();
+  sink.report.hit_tokens += static_cast<uint64_t>(call.cached);
   fifo_.emplace(call.order, event.call.key);
   sink.Add(OpenHandoff{event.call.key, event.call.landing});
   calls_.emplace(event.call.key, std::move(call));
@@ -170,6 +191,9 @@ void PrefillPlanner::Apply(Tick, const PassFinished& event, PrefillActionSink& s
     }
     call.computed += slice.rows;
     queued_tokens_ -= slice.rows;
+    // Those that a hand-off still reads from: duplicates stay where they are.
+    pages_.Publish(call.table, call.call.prompt, call.computed / options_.page_tokens,
+                   /*generated=*/false, /*give_up_duplicates=*/false);
     if (outcome.token != nullptr) {
       call.has_first_token = true;
       call.first_token = *outcome.token;
@@ -216,6 +240,7 @@ void PrefillPlanner::PlanPass(Tick now, PrefillActionSink& sink) {
   for (const auto& [order, key] : fifo_) {
     if (budget == 0) break;
     Call& call = calls_.at(key);
+    SkipCached(call, sink);
     const int32_t left = static_cast<int32_t>(call.call.prompt.size()) - call.computed;
     const int32_t rows = std::min(left, budget);
     budget -= rows;
@@ -231,6 +256,20 @@ void PrefillPlanner::PlanPass(Tick now, PrefillActionSink& sink) {
   pass.plan.form = Form::kPrefill;
   sink.report.rows += static_cast<uint32_t>(pass.plan.total_rows);
   sink.Add(std::move(pass));
+}
+
+// What other calls have computed since this one came.
+void PrefillPlanner::SkipCached(Call& call, PrefillActionSink& sink) {
+  const int32_t page_tokens = options_.page_tokens;
+  const auto known = static_cast<int32_t>(call.table.chain.nodes.size());
+  if (call.computed != known * page_tokens) return;  // inside a page, or it is not in the cache
+  const auto tokens = static_cast<int64_t>(call.call.prompt.size());
+  const int32_t skipped = page_tokens * pages_.FindMore(call.table, call.call.prompt,
+                                                        ReusablePages(tokens, page_tokens));
+  call.computed += skipped;
+  call.cached += skipped;
+  queued_tokens_ -= skipped;
+  sink.report.hit_tokens += static_cast<uint64_t>(skipped);
 }
 
 void PrefillPlanner::AddSlice(Tick now, Call& call, int32_t rows, RunPrefillPass& pass) {
@@ -250,23 +289,26 @@ void PrefillPlanner::AddSlice(Tick now, Call& call, int32_t rows, RunPrefillPass
   slice.prompt_tokens = prompt_tokens;
   slice.first_position = call.computed;
   slice.row_count = rows;
-  slice.pages = call.pages;
+  slice.pages = call.table.pages;
   slice.sample = sample;
   slice.sampling = &call.call.sampling;
   pass.plan.slices.push_back(slice);
   pass.plan.total_rows += rows;
   pass_.push_back({slice.key, rows, last, sample});
 
-  // A page ships when its last token is there; the prompt's last page may be partly filled.
-  const int32_t first_page = call.computed / options_.page_tokens;
-  const int32_t end_page = last ? PagesFor(end, options_.page_tokens) : end / options_.page_tokens;
-  if (first_page == end_page) return;
+  // A page ships when its last token is there (cached ones with the first pass behind them); the
+  // prompt's last page may be partly filled.
+  const int32_t page_tokens = options_.page_tokens;
+  const int32_t end_page = last ? PagesFor(end, page_tokens) : end / page_tokens;
+  const int32_t first_page = call.shipped;
+  if (first_page >= end_page) return;
+  call.shipped = end_page;
   HandoffSlice handoff;
   handoff.key = slice.key;
-  handoff.first_page = static_cast<uint32_t>(first_page);
-  handoff.pages.assign(call.pages.begin() + first_page, call.pages.begin() + end_page);
-  handoff.token_count = static_cast<uint32_t>(std::min(end, end_page * options_.page_tokens) -
-                                              first_page * options_.page_tokens);
+  handoff.first_page = static_cast<uint32_t>(first_page - call.call.landing.first_page);
+  handoff.pages.assign(call.table.pages.begin() + first_page, call.table.pages.begin() + end_page);
+  handoff.token_count =
+      static_cast<uint32_t>(std::min(end, end_page * page_tokens) - first_page * page_tokens);
   handoff.last = last;
   pass.handoffs.push_back(std::move(handoff));
 }
@@ -286,7 +328,7 @@ void PrefillPlanner::Release(Calls::iterator it, RequestState end, absl::Status 
   if (!call.handed_off) sink.Add(AbortHandoff{it->first});
   fifo_.erase(call.order);
   queued_tokens_ -= static_cast<int64_t>(call.call.prompt.size()) - call.computed;
-  pool_.Free(call.pages);
+  pages_.Free(call.table);
 
   PrefillReport& report = sink.report;
   report.handoff_messages += call.messages_posted;
@@ -304,6 +346,7 @@ void PrefillPlanner::Release(Calls::iterator it, RequestState end, absl::Status 
     message.bytes_posted = call.bytes_posted;
     message.wait = call.wait;
     message.compute = call.compute;
+    message.cached_tokens = call.cached;
     sink.Add(SendReply{call.caller, std::move(message)});
   }
   calls_.erase(it);
@@ -311,8 +354,10 @@ void PrefillPlanner::Release(Calls::iterator it, RequestState end, absl::Status 
 
 PrefillStatus PrefillPlanner::status() const {
   PrefillStatus status;
-  status.total_pages = pool_.total_pages();
-  status.free_pages = pool_.free_pages();
+  status.total_pages = pages_.total_pages();
+  status.free_pages = pages_.free_pages();
+  status.caches_prefixes = pages_.caches();
+  status.cached_pages = pages_.cached_pages();
   status.slots = options_.slots;
   status.running = static_cast<int32_t>(calls_.size());
   status.queued_tokens = queued_tokens_;
@@ -321,9 +366,8 @@ PrefillStatus PrefillPlanner::status() const {
 }
 
 void PrefillPlanner::CheckInvariants() const {
-  pool_.CheckConservation();
   BATON_CHECK_LE(calls_.size(), static_cast<size_t>(options_.slots));
-  std::set<PageId> held;
+  std::vector<const PageTable*> tables;
   int64_t left = 0;
   size_t unfinished = 0;
   for (const auto& [key, call] : calls_) {
@@ -331,9 +375,12 @@ void PrefillPlanner::CheckInvariants() const {
     BATON_CHECK(call.fsm.state() == RequestState::kReserved ||
                 call.fsm.state() == RequestState::kPrefilling);
     const auto tokens = static_cast<int32_t>(call.call.prompt.size());
-    BATON_CHECK_EQ(call.pages.size(), static_cast<size_t>(PagesFor(tokens, options_.page_tokens)));
-    for (const PageId page : call.pages) BATON_CHECK(held.insert(page).second);
-    BATON_CHECK(call.computed >= 0 && call.computed <= tokens);
+    BATON_CHECK_EQ(call.table.pages.size(),
+                   static_cast<size_t>(PagesFor(tokens, options_.page_tokens)));
+    tables.push_back(&call.table);
+    BATON_CHECK(call.cached >= 0 && call.cached <= call.computed && call.computed <= tokens);
+    BATON_CHECK_LE(static_cast<int32_t>(call.table.chain.nodes.size()) * options_.page_tokens,
+                   call.computed);
     left += tokens - call.computed;
     const bool waiting = call.computed < tokens;
     const auto queued = fifo_.find(call.order);
@@ -345,8 +392,7 @@ void PrefillPlanner::CheckInvariants() const {
   }
   BATON_CHECK_EQ(fifo_.size(), unfinished);
   BATON_CHECK_EQ(queued_tokens_, left);
-  BATON_CHECK_EQ(held.size(), static_cast<size_t>(pool_.allocated_pages()));
-  BATON_CHECK_EQ(pool_.quarantined_pages(), 0);
+  pages_.CheckInvariants(tables, {});
 }
 
 }  // namespace baton::scheduler

@@ -17,8 +17,8 @@
 #include "base/ids.h"
 #include "base/strong_id.h"
 #include "scheduler/messages.h"
-#include "scheduler/page_pool.h"
 #include "scheduler/request_fsm.h"
+#include "scheduler/shared_pages.h"
 #include "scheduler/step.h"
 
 namespace baton::scheduler {
@@ -33,6 +33,8 @@ struct PrefillPlannerOptions {
   int32_t max_positions = 0;   // prompt tokens at most
   int32_t slots = 16;          // calls taken on at once
   int32_t chunk_tokens = 512;  // rows of one pass
+  // Keep the pages of finished prompts and compute only what no earlier prompt began with.
+  bool prefix_cache = true;
   // Last chunk computed -> every page posted; then the call fails with UNAVAILABLE.
   Duration handoff_timeout = Duration::Millis(2'000);
 };
@@ -74,7 +76,8 @@ struct AbortHandoff {
   RequestKey key;
 };
 
-// Pages of one call that the pass completes: ship them after each layer.
+// Pages of one call that stand once the pass has run, cached ones included: ship them after each
+// layer.
 struct HandoffSlice {
   RequestKey key;
   uint32_t first_page = 0;    // index into the landing's pages
@@ -113,9 +116,13 @@ struct PrefillReport {
   uint32_t rows = 0;  // in this step's pass
   uint64_t handoff_messages = 0;
   uint64_t handoff_bytes = 0;
+  uint64_t lookup_tokens = 0;  // of prompts taken on; of these:
+  uint64_t hit_tokens = 0;     //   not computed, because they were cached
+  uint64_t evicted_pages = 0;
   // gauges
   int32_t total_pages = 0;
-  int32_t free_pages = 0;
+  int32_t free_pages = 0;    // cached ones that nobody uses included
+  int32_t cached_pages = 0;  // used by calls or not
   int32_t running = 0;
   int32_t waiting = 0;  // of `running`: no chunk of it has begun
   int64_t queued_tokens = 0;
@@ -151,8 +158,10 @@ class PrefillPlanner {
     PrefillCall call;
     RequestFsm fsm{RequestState::kReserved, 0};
     uint64_t order = 0;  // of arrival
-    std::vector<PageId> pages;
-    int32_t computed = 0;  // prompt tokens
+    PageTable table;
+    int32_t computed = 0;  // prompt tokens whose latents stand in the pages, cached ones included
+    int32_t cached = 0;    // of them
+    int32_t shipped = 0;   // pages told to the hand-off, or not wanted
     Tick received_at;
     Tick deadline;
     Tick first_chunk_at;
@@ -180,6 +189,8 @@ class PrefillPlanner {
   void Apply(Tick now, const PassFinished& event, PrefillActionSink& sink);
   void Apply(Tick now, const DrainRequested& event, PrefillActionSink& sink);
   absl::Status CanTakeOn(const PrefillCall& call) const;
+  absl::Status TakePages(const PrefillCall& call, PageTable& table);
+  void SkipCached(Call& call, PrefillActionSink& sink);
   void Expire(Tick now, PrefillActionSink& sink);
   void PlanPass(Tick now, PrefillActionSink& sink);
   void AddSlice(Tick now, Call& call, int32_t rows, RunPrefillPass& pass);
@@ -189,12 +200,13 @@ class PrefillPlanner {
                PrefillActionSink& sink);
 
   const PrefillPlannerOptions options_;
-  PagePool pool_;
+  SharedPages pages_;
   Calls calls_;
   std::map<uint64_t, RequestKey> fifo_;  // calls not fully computed, in order of arrival
   std::vector<PassSlice> pass_;          // of the pass that runs; empty when none does
   uint64_t next_order_ = 0;
   uint64_t passes_ = 0;
+  uint64_t evictions_seen_ = 0;  // that earlier reports told
   int64_t queued_tokens_ = 0;
   PrefillStatus published_;
   bool draining_ = false;

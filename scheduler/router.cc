@@ -49,6 +49,7 @@ void Router::Apply(Tick now, const Arrived& event, RouterActionSink& sink) {
   request.id = event.id;
   request.order = next_order_++;
   request.prompt = event.prompt;
+  request.cache_salt = event.cache_salt;
   request.sampling = event.sampling;
   request.arrived_at = std::min(event.arrived_at, now);
   request.deadline = std::min(event.deadline, request.arrived_at + options_.max_duration);
@@ -152,6 +153,7 @@ void Router::Apply(Tick now, const DecodeUpdated& event, RouterActionSink& sink)
     rank.unseen_sum -= rank.unseen_pages.front();
     rank.unseen_pages.pop_front();
   }
+  rank.prefixes.ShrinkTo(int64_t{rank.status.cached_pages} + rank.prompt_pages);
 
   const Tick received_at = std::min(event.received_at, now);
   for (const TokenChunk& chunk : event.update.chunks) {
@@ -178,7 +180,9 @@ void Router::Apply(Tick, const PrefillUpdated& event, RouterActionSink& sink) {
     ++sink.report.stale_messages;
     return;
   }
-  it->second.status = event.status;
+  PrefillWorker& worker = it->second;
+  worker.status = event.status;
+  worker.prefixes.ShrinkTo(int64_t{event.status.cached_pages} + worker.busy_pages);
   largest_prefill_pages_ = std::max(largest_prefill_pages_, event.status.total_pages);
 }
 
@@ -245,6 +249,8 @@ void Router::OnChunk(Tick now, WorkerId worker, Tick received_at, const TokenChu
 
 void Router::OnFirstToken(Tick received_at, Request& request, const TokenChunk& chunk) {
   request.has_first_token = true;
+  request.cached_tokens = chunk.cached_tokens;
+  request.decode_form_tokens = chunk.decode_form_tokens;
   request.ttft = received_at - request.arrived_at;
   // Each stage takes at most what the earlier ones leave, so that they add up whatever the workers'
   // clocks say.
@@ -317,7 +323,9 @@ void Router::EndAttempt(Tick now, Attempts::iterator it) {
   attempt.ended = true;
   attempt.release_by = now + options_.release_timeout;
   release_by_.emplace(attempt.release_by, it->first);
-  --decode_.at(attempt.decode).attempts;
+  DecodeRank& rank = decode_.at(attempt.decode);
+  --rank.attempts;
+  rank.prompt_pages -= attempt.prompt_pages;
 }
 
 void Router::EraseAttempt(Attempts::iterator it) {
@@ -333,7 +341,7 @@ void Router::FreePrefill(Attempts::iterator it) {
   worker.keys.erase(it->first);
   --worker.busy;
   worker.busy_pages -= attempt.prompt_pages;
-  worker.busy_tokens -= attempt.prompt_tokens;
+  worker.busy_tokens -= attempt.prefill_tokens;
 }
 
 void Router::Requeue(Tick now, Requests::iterator it, bool counts, const absl::Status& why,
@@ -379,6 +387,8 @@ void Router::Finish(Tick now, Requests::iterator it, FinishReason reason, absl::
   }
   result.status = std::move(status);
   result.prompt_tokens = static_cast<int32_t>(request.prompt.size());
+  result.cached_tokens = request.cached_tokens;
+  result.decode_form_tokens = request.decode_form_tokens;
   result.output_tokens = static_cast<int32_t>(request.delivered.size());
   result.attempts = request.starts;
   result.has_first_token = request.has_first_token;
@@ -401,36 +411,6 @@ void Router::Abandon(Tick now, Requests::iterator it, FinishReason reason, absl:
     EndAttempt(now, attempt);
   }
   Finish(now, it, reason, std::move(status), sink);
-}
-
-// --- time ---------------------------------------------------------------------------------
-
-void Router::Expire(Tick now, RouterActionSink& sink) {
-  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
-    const auto it = requests_.find(deadlines_.begin()->second);
-    const char* where = it->second.fsm.running() ? "while the request ran" : "in the queue";
-    Abandon(now, it, FinishReason::kError,
-            absl::DeadlineExceededError(absl::StrCat("the deadline passed ", where)), sink);
-  }
-  while (!release_by_.empty() && release_by_.begin()->first <= now) {
-    const auto it = attempts_.find(release_by_.begin()->second);
-    ++sink.report.release_timeouts;
-    EraseAttempt(it);
-    release_by_.erase(release_by_.begin());
-  }
-}
-
-Tick Router::NextWake() const {
-  Tick wake = next_dispatch_;
-  if (!deadlines_.empty()) wake = std::min(wake, deadlines_.begin()->first);
-  if (!release_by_.empty()) wake = std::min(wake, release_by_.begin()->first);
-  if (!workers_missing_since_.infinite()) {
-    for (const auto& [order, id] : queue_) {
-      const Tick since = std::max(workers_missing_since_, requests_.at(id).queued_at);
-      wake = std::min(wake, since + options_.no_workers_timeout);
-    }
-  }
-  return wake;
 }
 
 // --- integrity ----------------------------------------------------------------------------
@@ -458,6 +438,7 @@ void Router::CheckInvariants() const {
 
   std::map<WorkerId, int32_t> live;
   std::map<WorkerId, std::set<RequestKey>> keys;
+  std::map<WorkerId, int32_t> live_pages;
   std::map<WorkerId, PrefillWorker> busy;
   size_t releasing = 0;
   for (const auto& [key, attempt] : attempts_) {
@@ -466,17 +447,20 @@ void Router::CheckInvariants() const {
     releasing += attempt.ended ? 1 : 0;
     live[attempt.decode] += attempt.ended ? 0 : 1;
     keys[attempt.decode].insert(key);
+    live_pages[attempt.decode] += attempt.ended ? 0 : attempt.prompt_pages;
     if (!attempt.ended) BATON_CHECK(requests_.contains(key.request));
     if (!attempt.prefill_busy) continue;
     ++busy[attempt.prefill].busy;
     busy[attempt.prefill].keys.insert(key);
     busy[attempt.prefill].busy_pages += attempt.prompt_pages;
-    busy[attempt.prefill].busy_tokens += attempt.prompt_tokens;
+    busy[attempt.prefill].busy_tokens += attempt.prefill_tokens;
   }
   BATON_CHECK_EQ(release_by_.size(), releasing);
   for (const auto& [id, rank] : decode_) {
     BATON_CHECK_EQ(rank.attempts, live[id]);
     BATON_CHECK(rank.keys == keys[id]);
+    BATON_CHECK_EQ(rank.prompt_pages, live_pages[id]);
+    rank.prefixes.CheckInvariants();
     BATON_CHECK_LE(rank.unseen_pages.size(), rank.starts_sent);
     BATON_CHECK_EQ(rank.unseen_sum,
                    std::accumulate(rank.unseen_pages.begin(), rank.unseen_pages.end(), 0));
@@ -486,6 +470,7 @@ void Router::CheckInvariants() const {
     BATON_CHECK(worker.keys == busy[id].keys);
     BATON_CHECK_EQ(worker.busy_pages, busy[id].busy_pages);
     BATON_CHECK_EQ(worker.busy_tokens, busy[id].busy_tokens);
+    worker.prefixes.CheckInvariants();
     busy.erase(id);
   }
   for (const auto& [id, worker] : busy) BATON_CHECK_EQ(worker.busy, 0);

@@ -19,6 +19,8 @@
 #include "base/clock.h"
 #include "base/ids.h"
 #include "scheduler/messages.h"
+#include "scheduler/prefix_index.h"
+#include "scheduler/prefix_key.h"
 #include "scheduler/request_fsm.h"
 #include "scheduler/step.h"
 
@@ -52,6 +54,7 @@ struct Arrived {
   RequestId id;
   std::vector<TokenId> prompt;  // at least one token
   SamplingParams sampling;
+  std::string cache_salt;            // shares cached prefixes with requests of the same salt alone
   Tick arrived_at;                   // when the front end received it: TTFT counts from here
   Tick deadline = Tick::Infinite();  // absolute
 };
@@ -134,6 +137,8 @@ struct RequestResult {
   absl::Status status;
   Duration retry_after;  // > 0: worth trying again after this
   int32_t prompt_tokens = 0;
+  int32_t cached_tokens = 0;       // of the prompt, not computed for this request
+  int32_t decode_form_tokens = 0;  // of the prompt, taken from pages of generated tokens
   int32_t output_tokens = 0;
   int32_t attempts = 0;  // starts sent
   bool has_first_token = false;
@@ -201,6 +206,8 @@ class Router {
     RequestId id;
     uint64_t order = 0;  // of arrival; the queue is sorted by it, so retries go to the front
     std::vector<TokenId> prompt;
+    std::string cache_salt;
+    std::vector<PrefixKey> keys;  // of the prompt's full pages; made when it is first dispatched
     SamplingParams sampling;
     std::vector<TokenId> delivered;  // output tokens that the client has
     Tick arrived_at;
@@ -216,6 +223,8 @@ class Router {
     bool avoids_prefill = false;
     WorkerId avoided_prefill;
     bool has_first_token = false;
+    int32_t cached_tokens = 0;
+    int32_t decode_form_tokens = 0;
     Duration ttft;
     StageTimings stages;
   };
@@ -224,8 +233,8 @@ class Router {
     WorkerId decode;
     WorkerId prefill;
     int32_t prompt_pages = 0;
-    int64_t prompt_tokens = 0;
-    bool prefill_busy = true;  // counts against the prefill worker's slots and pages
+    int64_t prefill_tokens = 0;  // of the prompt, that prefill is believed to have to compute
+    bool prefill_busy = true;    // counts against the prefill worker's slots and pages
     bool ended = false;
     Tick release_by = Tick::Infinite();  // set when ended
   };
@@ -238,6 +247,8 @@ class Router {
     int32_t attempts = 0;              // not ended
     std::set<RequestKey> keys;         // of its attempts, ended ones included
     uint64_t last_start = 0;           // number of the last start that it got; 0: none
+    int32_t prompt_pages = 0;          // of these
+    PrefixIndex prefixes;
   };
   struct PrefillWorker {
     std::string address;
@@ -249,6 +260,7 @@ class Router {
     std::set<RequestKey> keys;  // of these attempts
     uint64_t last_start = 0;    // as a decode rank's
     Tick suspect_until;
+    PrefixIndex prefixes;
   };
   using Requests = std::map<RequestId, Request>;
   using Attempts = std::map<RequestKey, Attempt>;
@@ -291,10 +303,12 @@ class Router {
   bool TryDispatch(Tick now, Request& request, RouterActionSink& sink);
   absl::Status FitsSomewhere(const Request& request) const;
   int32_t PagesAtStart(const Request& request) const;
+  void MakeKeys(Request& request) const;
   static std::pair<int32_t, uint64_t> Load(const DecodeRank& rank);
-  std::map<WorkerId, DecodeRank>::iterator PickDecode(int32_t pages);
+  std::map<WorkerId, DecodeRank>::iterator PickDecode(const Request& request, int32_t pages);
   std::map<WorkerId, PrefillWorker>::iterator PickPrefill(Tick now, const Request& request);
-  static int64_t PrefillCost(const PrefillWorker& worker, const Request& request);
+  int32_t CachedPages(const PrefixIndex& prefixes, const Request& request) const;
+  int64_t PrefillCost(const PrefillWorker& worker, const Request& request) const;
 
   const RouterOptions options_;
   WorkerIdentity identity_;

@@ -1,6 +1,8 @@
-// Router, continued: which queued request goes where.
+// Router, continued: what time does, and which queued request goes where.
 
 #include <algorithm>
+#include <span>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -9,6 +11,36 @@
 #include "scheduler/router.h"
 
 namespace baton::scheduler {
+
+// --- time ---------------------------------------------------------------------------------
+
+void Router::Expire(Tick now, RouterActionSink& sink) {
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
+    const auto it = requests_.find(deadlines_.begin()->second);
+    const char* where = it->second.fsm.running() ? "while the request ran" : "in the queue";
+    Abandon(now, it, FinishReason::kError,
+            absl::DeadlineExceededError(absl::StrCat("the deadline passed ", where)), sink);
+  }
+  while (!release_by_.empty() && release_by_.begin()->first <= now) {
+    const auto it = attempts_.find(release_by_.begin()->second);
+    ++sink.report.release_timeouts;
+    EraseAttempt(it);
+    release_by_.erase(release_by_.begin());
+  }
+}
+
+Tick Router::NextWake() const {
+  Tick wake = next_dispatch_;
+  if (!deadlines_.empty()) wake = std::min(wake, deadlines_.begin()->first);
+  if (!release_by_.empty()) wake = std::min(wake, release_by_.begin()->first);
+  if (!workers_missing_since_.infinite()) {
+    for (const auto& [order, id] : queue_) {
+      const Tick since = std::max(workers_missing_since_, requests_.at(id).queued_at);
+      wake = std::min(wake, since + options_.no_workers_timeout);
+    }
+  }
+  return wake;
+}
 
 void Router::FailWithoutWorkers(Tick now, RouterActionSink& sink) {
   const bool decode = std::any_of(decode_.begin(), decode_.end(),
@@ -108,8 +140,9 @@ void Router::Dispatch(Tick now, RouterActionSink& sink) {
 
 bool Router::TryDispatch(Tick now, Request& request, RouterActionSink& sink) {
   if (decode_.empty() || prefill_.empty()) return false;
+  MakeKeys(request);
   const int32_t pages = PagesAtStart(request);
-  const auto decode = PickDecode(pages);
+  const auto decode = PickDecode(request, pages);
   if (decode == decode_.end()) return false;
   const auto prefill = PickPrefill(now, request);
   if (prefill == prefill_.end()) return false;
@@ -117,19 +150,24 @@ bool Router::TryDispatch(Tick now, Request& request, RouterActionSink& sink) {
   Attempt attempt;
   attempt.decode = decode->first;
   attempt.prefill = prefill->first;
-  attempt.prompt_tokens = static_cast<int64_t>(request.prompt.size());
-  attempt.prompt_pages = PagesFor(attempt.prompt_tokens, identity_.page_tokens);
+  const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  const int32_t cached_pages = CachedPages(prefill->second.prefixes, request);
+  attempt.prompt_pages = PagesFor(prompt_tokens, identity_.page_tokens);
+  attempt.prefill_tokens = prompt_tokens - int64_t{cached_pages} * identity_.page_tokens;
   const RequestKey key{request.id, request.fsm.attempt()};
   prefill->second.keys.insert(key);
   decode->second.keys.insert(key);
   prefill->second.last_start = decode->second.last_start = ++starts_;
   ++prefill->second.busy;
   prefill->second.busy_pages += attempt.prompt_pages;
-  prefill->second.busy_tokens += attempt.prompt_tokens;
+  prefill->second.busy_tokens += attempt.prefill_tokens;
+  if (prefill->second.status.caches_prefixes) prefill->second.prefixes.Add(request.keys);
   ++decode->second.attempts;
+  decode->second.prompt_pages += attempt.prompt_pages;
   ++decode->second.starts_sent;
   decode->second.unseen_pages.push_back(pages);
   decode->second.unseen_sum += pages;
+  if (decode->second.status.caches_prefixes) decode->second.prefixes.Add(request.keys);
 
   request.fsm.To(RequestState::kReserved);
   request.fsm.To(RequestState::kPrefilling);
@@ -146,6 +184,7 @@ bool Router::TryDispatch(Tick now, Request& request, RouterActionSink& sink) {
   start.request.sampling = request.sampling;
   start.request.remaining = request.deadline - now;
   start.request.prefill_address = prefill->second.address;
+  start.request.cache_salt = request.cache_salt;
   sink.Add(std::move(start));
   attempts_.emplace(key, attempt);
   return true;
@@ -157,10 +196,31 @@ std::pair<int32_t, uint64_t> Router::Load(const DecodeRank& rank) {
   return {std::max(rank.attempts, rank.status.running + rank.status.landing), rank.last_start};
 }
 
-// The rank with a credit whose free pages, after this request, are the largest share of its pages;
-// among equals the one with the least load.
-std::map<WorkerId, Router::DecodeRank>::iterator Router::PickDecode(int32_t pages) {
-  auto best = decode_.end();
+void Router::MakeKeys(Request& request) const {
+  if (request.keys.empty() && identity_.page_tokens > 0) {
+    request.keys = PrefixKeys(request.prompt, identity_.page_tokens, request.cache_salt);
+  }
+}
+
+// How many of the prompt's pages a worker is believed to have and may use.
+int32_t Router::CachedPages(const PrefixIndex& prefixes, const Request& request) const {
+  const auto reusable = static_cast<size_t>(
+      ReusablePages(static_cast<int64_t>(request.prompt.size()), identity_.page_tokens));
+  return prefixes.Match(std::span(request.keys).first(std::min(reusable, request.keys.size())));
+}
+
+// Of the ranks with a credit and enough free pages: the one whose free pages, after this request,
+// are the largest share of its pages; among equals the one with the least load. A rank that has
+// pages of the prompt is preferred to it, the one with the most of them, while it would be left
+// with at least half of that share: what need not be shipped is not worth waiting for on a full
+// rank.
+std::map<WorkerId, Router::DecodeRank>::iterator Router::PickDecode(const Request& request,
+                                                                    int32_t pages) {
+  struct Candidate {
+    std::map<WorkerId, DecodeRank>::iterator it;
+    double share = 0;
+  };
+  std::vector<Candidate> candidates;
   double best_share = 0;
   for (auto it = decode_.begin(); it != decode_.end(); ++it) {
     const DecodeRank& rank = it->second;
@@ -168,20 +228,29 @@ std::map<WorkerId, Router::DecodeRank>::iterator Router::PickDecode(int32_t page
     const int32_t free = rank.status.free_pages - rank.unseen_sum;
     if (free < pages) continue;
     const double share = static_cast<double>(free - pages) / rank.status.total_pages;
-    if (best == decode_.end() || share > best_share ||
-        (share == best_share && Load(rank) < Load(best->second))) {
+    best_share = std::max(best_share, share);
+    candidates.push_back({it, share});
+  }
+  auto best = decode_.end();
+  std::pair<int32_t, double> best_rating;
+  for (const auto& [it, share] : candidates) {
+    const int32_t cached = share >= best_share / 2 ? CachedPages(it->second.prefixes, request) : 0;
+    const std::pair rating(cached, share);
+    if (best == decode_.end() || rating > best_rating ||
+        (rating == best_rating && Load(it->second) < Load(best->second))) {
       best = it;
-      best_share = share;
+      best_rating = rating;
     }
   }
   return best;
 }
 
-// What taking the request on would cost the worker, in prompt tokens: those before it and its own.
-// Pages of the prompt that the worker has cached will come off here.
-int64_t Router::PrefillCost(const PrefillWorker& worker, const Request& request) {
+// What taking the request on would cost the worker, in prompt tokens to compute: those before it
+// and those of its own that the worker is not believed to have.
+int64_t Router::PrefillCost(const PrefillWorker& worker, const Request& request) const {
   return std::max(worker.status.queued_tokens, worker.busy_tokens) +
-         static_cast<int64_t>(request.prompt.size());
+         static_cast<int64_t>(request.prompt.size()) -
+         int64_t{CachedPages(worker.prefixes, request)} * identity_.page_tokens;
 }
 
 // The cheapest worker with a free slot and pages; equals take turns. One that just failed this

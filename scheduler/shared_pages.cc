@@ -49,6 +49,7 @@ void SharedPages::Publish(PageTable& table, std::span<const TokenId> tokens, int
     const std::optional<PageId> cached = cache_.Insert(table.chain, tokens, own, generated);
     if (!cached.has_value()) return;
     if (*cached == own || !give_up_duplicates) continue;
+    if (cache_.generated(table.chain.nodes.back()) && !generated) continue;
     pool_.Free(std::span(&own, 1));
     own = *cached;
   }

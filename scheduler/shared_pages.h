@@ -43,7 +43,8 @@ class SharedPages {
   // The first `count` pages of the table hold the latents of `tokens` and will not change: whoever
   // begins with the same tokens may use them from now on. `generated`: those that are new to the
   // cache are in decode form. A page that the cache has already stays the request's own; with
-  // `give_up_duplicates` it is swapped for the cached one (nobody may be reading it then).
+  // `give_up_duplicates` it is swapped for the cached one (nobody may be reading it then), unless
+  // that is in decode form and this one is not.
   void Publish(PageTable& table, std::span<const TokenId> tokens, int32_t count, bool generated,
                bool give_up_duplicates);
 

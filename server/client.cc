@@ -39,6 +39,7 @@ v1::GenerateRequest ToProto(const ClientRequest& request) {
   if (request.max_tokens.has_value()) sampling->set_max_tokens(*request.max_tokens);
   if (request.ignore_eos) sampling->set_ignore_eos(true);
   for (const std::string& stop : request.stop) out.add_stop(stop);
+  if (!request.cache_salt.empty()) out.set_cache_salt(request.cache_salt);
   return out;
 }
 
@@ -122,6 +123,9 @@ class CompletionClientImpl final : public CompletionClient {
   static void TakeFinished(const v1::Finished& finished, ClientResult* result) {
     result->finish = finished.reason() == v1::FINISH_REASON_LENGTH ? "length" : "stop";
     result->prompt_tokens = finished.usage().prompt_tokens();
+    const v1::PromptTokensDetails& details = finished.usage().prompt_tokens_details();
+    result->cached_tokens = details.cached_tokens();
+    result->decode_form_tokens = details.decode_form_tokens();
     result->completion_tokens = finished.usage().completion_tokens();
     result->first_token_ms = finished.timings().first_token_ms();
     result->total_ms = finished.timings().total_ms();

@@ -34,6 +34,7 @@ struct ClientRequest {
   std::optional<uint64_t> seed;
   std::optional<int32_t> max_tokens;
   bool ignore_eos = false;
+  std::string cache_salt;
   std::vector<std::string> stop;
 };
 
@@ -42,6 +43,8 @@ struct ClientResult {
   std::vector<TokenId> token_ids;
   std::string finish;  // "stop" or "length"
   int32_t prompt_tokens = 0;
+  int32_t cached_tokens = 0;       // of the prompt, not computed for this request
+  int32_t decode_form_tokens = 0;  // of the prompt, taken from pages of generated tokens
   int32_t completion_tokens = 0;
   double first_token_ms = 0;  // as the server measured it
   double total_ms = 0;

@@ -85,8 +85,8 @@ class CompletionCall {
 
   absl::Status Submit(std::shared_ptr<ClientStream> stream) {
     absl::StatusOr<RequestId> id =
-        context_.frontend.Submit(state_->TakePrompt(), state_->sampling(), arrived_at_,
-                                 RemainingUntilDeadline(*call_), std::move(stream));
+        context_.frontend.Submit(state_->TakePrompt(), state_->sampling(), state_->cache_salt(),
+                                 arrived_at_, RemainingUntilDeadline(*call_), std::move(stream));
     if (!id.ok()) {
       context_.frontend.Reject(id.status());
       return id.status();

@@ -49,6 +49,9 @@ absl::Status CompletionState::Finish(const scheduler::RequestResult& result, v1:
   usage->set_prompt_tokens(result.prompt_tokens);
   usage->set_completion_tokens(output_tokens_);
   usage->set_total_tokens(result.prompt_tokens + output_tokens_);
+  v1::PromptTokensDetails* details = usage->mutable_prompt_tokens_details();
+  details->set_cached_tokens(result.cached_tokens);
+  details->set_decode_form_tokens(result.decode_form_tokens);
   v1::Timings* timings = finished->mutable_timings();
   timings->set_queue_ms(Ms(result.stages.queue));
   timings->set_prefill_wait_ms(Ms(result.stages.prefill_wait));

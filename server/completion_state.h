@@ -23,6 +23,7 @@ class CompletionState {
   // The parsed request's prompt is moved out by its one caller, who submits it.
   std::vector<TokenId> TakePrompt() { return std::move(request_.prompt); }
   const scheduler::SamplingParams& sampling() const { return request_.sampling; }
+  const std::string& cache_salt() const { return request_.cache_salt; }
 
   // Appends `tokens` to `chunk`. True when they completed a stop string: the request is to be
   // cancelled; whatever still comes is ignored.

@@ -42,7 +42,8 @@ Frontend::Frontend(const FrontendOptions& options, uint32_t id_space, Clock& clo
 
 absl::StatusOr<RequestId> Frontend::Submit(std::vector<TokenId> prompt,
                                            const scheduler::SamplingParams& sampling,
-                                           Tick arrived_at, Duration remaining,
+                                           const std::string& cache_salt, Tick arrived_at,
+                                           Duration remaining,
                                            std::shared_ptr<ClientStream> stream) {
   if (remaining <= Duration()) {
     return absl::DeadlineExceededError("the deadline had passed when the request arrived");
@@ -51,6 +52,7 @@ absl::StatusOr<RequestId> Frontend::Submit(std::vector<TokenId> prompt,
   scheduler::Arrived arrived;
   arrived.prompt = std::move(prompt);
   arrived.sampling = sampling;
+  arrived.cache_salt = cache_salt;
   arrived.arrived_at = arrived_at;
   arrived.deadline =
       arrived_at + (remaining == kNoDeadline ? options_.default_duration

@@ -59,7 +59,8 @@ class Frontend {
   // is full or too many requests are open: try again after options().retry_after. `remaining`:
   // until the client's deadline, kNoDeadline without one; <= 0 is DEADLINE_EXCEEDED.
   absl::StatusOr<RequestId> Submit(std::vector<TokenId> prompt,
-                                   const scheduler::SamplingParams& sampling, Tick arrived_at,
+                                   const scheduler::SamplingParams& sampling,
+                                   const std::string& cache_salt, Tick arrived_at,
                                    Duration remaining, std::shared_ptr<ClientStream> stream);
 
   // The client left. Its stream still gets a result. Unknown ids are ignored.

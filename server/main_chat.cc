@@ -79,9 +79,10 @@ absl::StatusOr<int> Complete(const CommandContext& context) {
   if (!result.ok()) return result.status();
   const double decode_s = (result->total_ms - result->first_token_ms) / 1e3;
   char line[160];
-  std::snprintf(line, sizeof line, "\nprompt %d tokens, output %d tokens (%s), TTFT %.1f ms",
-                result->prompt_tokens, result->completion_tokens, result->finish.c_str(),
-                result->first_token_ms);
+  std::snprintf(line, sizeof line,
+                "\nprompt %d tokens (%d cached), output %d tokens (%s), TTFT %.1f ms",
+                result->prompt_tokens, result->cached_tokens, result->completion_tokens,
+                result->finish.c_str(), result->first_token_ms);
   context.err << line;
   if (result->completion_tokens > 1 && decode_s > 0) {
     std::snprintf(line, sizeof line, ", %.1f tokens/s", (result->completion_tokens - 1) / decode_s);

@@ -96,6 +96,7 @@ prefill_worker::PrefillLoopOptions PrefillLoopOptionsFor(const Config& config) {
   options.planner.slots = config.prefill().max_requests();
   options.planner.chunk_tokens = config.prefill().chunk_tokens();
   options.planner.handoff_timeout = Duration::Millis(config.handoff().timeout_ms());
+  options.planner.prefix_cache = config.prefill().prefix_cache();
   options.handoff.staging_bytes = static_cast<uint64_t>(config.prefill().staging_mb()) * kMiB;
   options.handoff.max_message_bytes =
       static_cast<uint64_t>(config.handoff().max_message_kb()) * kKiB;
@@ -114,6 +115,8 @@ decode_worker::DecodeLoopOptions DecodeLoopOptionsFor(const Config& config,
   planner.reserve_output_tokens = config.decode().reserve_output_tokens();
   planner.prefill_timeout = Duration::Millis(config.decode().prefill_timeout_ms());
   planner.handoff_timeout = Duration::Millis(config.handoff().timeout_ms());
+  planner.prefix_cache = config.decode().prefix_cache();
+  planner.reuse_generated = config.decode().reuse_generated();
   return options;
 }
 

@@ -190,6 +190,10 @@ absl::StatusOr<ParsedRequest> ParseGenerateRequest(const v1::GenerateRequest& re
                    "the length of request_id", request.request_id().size(),
                    absl::StrCat(UpTo(0, limits.max_request_id_bytes), " bytes"));
   parsed.client_id = request.request_id();
+  problems.Require(request.cache_salt().size() <= static_cast<size_t>(limits.max_cache_salt_bytes),
+                   "the length of cache_salt", request.cache_salt().size(),
+                   absl::StrCat(UpTo(0, limits.max_cache_salt_bytes), " bytes"));
+  parsed.cache_salt = request.cache_salt();
   ParseSampling(request.sampling(), model, &parsed.sampling, &problems);
   parsed.sampling.seed = request.sampling().has_seed() ? request.sampling().seed() : fresh_seed;
   ParseStops(request, model, limits, &parsed, &problems);

@@ -31,6 +31,7 @@ struct RequestLimits {
   int32_t max_top_logprobs = 20;
   int32_t max_request_id_bytes = 128;
   int32_t max_chat_messages = 4096;
+  int32_t max_cache_salt_bytes = 256;
 };
 
 struct ParsedRequest {
@@ -38,6 +39,7 @@ struct ParsedRequest {
   std::vector<TokenId> prompt;
   scheduler::SamplingParams sampling;
   std::vector<std::string> stop_strings;
+  std::string cache_salt;
 };
 
 // `fresh_seed` is used when the client gave none. NOT_FOUND for a model that is not served,

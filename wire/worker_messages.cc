@@ -40,6 +40,8 @@ void ToProto(const scheduler::TokenChunk& in, v1::TokenChunk* out) {
     out->mutable_timings()->set_prefill_wait_ns(in.timings.prefill_wait.nanos());
     out->mutable_timings()->set_prefill_ns(in.timings.prefill.nanos());
     out->mutable_timings()->set_transfer_exposed_ns(in.timings.transfer_exposed.nanos());
+    out->set_cached_tokens(in.cached_tokens);
+    out->set_decode_form_tokens(in.decode_form_tokens);
   }
 }
 
@@ -54,6 +56,8 @@ scheduler::TokenChunk FromProto(const v1::TokenChunk& in) {
     out.timings.prefill_wait = Duration::Nanos(in.timings().prefill_wait_ns());
     out.timings.prefill = Duration::Nanos(in.timings().prefill_ns());
     out.timings.transfer_exposed = Duration::Nanos(in.timings().transfer_exposed_ns());
+    out.cached_tokens = in.cached_tokens();
+    out.decode_form_tokens = in.decode_form_tokens();
   }
   return out;
 }
@@ -150,6 +154,8 @@ void ToProto(const scheduler::DecodeStatus& in, v1::DecodeStatus* out) {
   out->set_landing(in.landing);
   out->set_draining(in.draining);
   out->set_starts_received(in.starts_received);
+  out->set_caches_prefixes(in.caches_prefixes);
+  out->set_cached_pages(in.cached_pages);
 }
 
 scheduler::DecodeStatus FromProto(const v1::DecodeStatus& in) {
@@ -161,6 +167,8 @@ scheduler::DecodeStatus FromProto(const v1::DecodeStatus& in) {
   out.landing = in.landing();
   out.draining = in.draining();
   out.starts_received = in.starts_received();
+  out.caches_prefixes = in.caches_prefixes();
+  out.cached_pages = in.cached_pages();
   return out;
 }
 
@@ -259,6 +267,7 @@ void ToProto(const scheduler::StartRequest& in, v1::StartRequest* out) {
   ToProto(in.sampling, out->mutable_sampling());
   out->set_remaining_ns(in.remaining.nanos());
   out->set_prefill_address(in.prefill_address);
+  out->set_cache_salt(in.cache_salt);
 }
 
 scheduler::StartRequest FromProto(const v1::StartRequest& in) {
@@ -269,6 +278,7 @@ scheduler::StartRequest FromProto(const v1::StartRequest& in) {
   out.sampling = FromProto(in.sampling());
   out.remaining = Duration::Nanos(in.remaining_ns());
   out.prefill_address = in.prefill_address();
+  out.cache_salt = in.cache_salt();
   return out;
 }
 
@@ -299,7 +309,9 @@ void ToProto(const scheduler::PrefillCall& in, v1::PrefillCall* out) {
   v1::Landing* landing = out->mutable_landing();
   landing->set_epoch(in.landing.epoch.value());
   landing->set_transport_address(in.landing.transport_address);
+  landing->set_first_page(in.landing.first_page);
   for (PageId page : in.landing.pages) landing->add_pages(page.value());
+  out->set_cache_salt(in.cache_salt);
 }
 
 scheduler::PrefillCall FromProto(const v1::PrefillCall& in) {
@@ -311,7 +323,9 @@ scheduler::PrefillCall FromProto(const v1::PrefillCall& in) {
   out.remaining = Duration::Nanos(in.remaining_ns());
   out.landing.epoch = Epoch(in.landing().epoch());
   out.landing.transport_address = in.landing().transport_address();
+  out.landing.first_page = in.landing().first_page();
   for (uint32_t page : in.landing().pages()) out.landing.pages.push_back(PageId(page));
+  out.cache_salt = in.cache_salt();
   return out;
 }
 
@@ -324,6 +338,7 @@ void ToProto(const scheduler::PrefillReply& in, v1::PrefillReply* out) {
   out->set_bytes_posted(in.bytes_posted);
   out->set_wait_ns(in.wait.nanos());
   out->set_compute_ns(in.compute.nanos());
+  out->set_cached_tokens(in.cached_tokens);
 }
 
 scheduler::PrefillReply FromProto(const v1::PrefillReply& in) {
@@ -336,6 +351,7 @@ scheduler::PrefillReply FromProto(const v1::PrefillReply& in) {
   out.bytes_posted = in.bytes_posted();
   out.wait = Duration::Nanos(in.wait_ns());
   out.compute = Duration::Nanos(in.compute_ns());
+  out.cached_tokens = in.cached_tokens();
   return out;
 }
 
@@ -347,6 +363,8 @@ void ToProto(const scheduler::PrefillStatus& in, v1::PrefillStatus* out) {
   out->set_running(in.running);
   out->set_queued_tokens(in.queued_tokens);
   out->set_draining(in.draining);
+  out->set_caches_prefixes(in.caches_prefixes);
+  out->set_cached_pages(in.cached_pages);
 }
 
 scheduler::PrefillStatus FromProto(const v1::PrefillStatus& in) {
@@ -357,6 +375,8 @@ scheduler::PrefillStatus FromProto(const v1::PrefillStatus& in) {
   out.running = in.running();
   out.queued_tokens = in.queued_tokens();
   out.draining = in.draining();
+  out.caches_prefixes = in.caches_prefixes();
+  out.cached_pages = in.cached_pages();
   return out;
 }
 

@@ -31,6 +31,7 @@ inline DecodePlannerOptions SmallDecodeOptions() {
   options.max_batch_rows = 8;
   options.reserve_output_tokens = 1;
   options.pages_per_credit = 1;
+  options.prefix_cache = false;  // its tests are decode_cache_test.cc
   options.handoff_timeout = Duration::Millis(100);
   options.prefill_timeout = Duration::Millis(1'000);
   options.release_timeout = Duration::Millis(300);

@@ -17,6 +17,7 @@ PrefillPlannerOptions SmallOptions() {
   options.max_positions = 100;
   options.slots = 3;
   options.chunk_tokens = 6;
+  options.prefix_cache = false;  // its tests are prefill_cache_test.cc
   options.handoff_timeout = Duration::Millis(50);
   return options;
 }

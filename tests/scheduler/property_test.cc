@@ -37,6 +37,13 @@ PassFinished RandomPass(const BatchPlan& plan, Tick now, Rng& rng) {
   return finished;
 }
 
+// Prompts that share prefixes and fork.
+std::vector<TokenId> RandomPrompt(uint64_t length, Rng& rng) {
+  std::vector<TokenId> prompt;
+  for (uint64_t i = 0; i < length; ++i) prompt.push_back(rng.Chance(0.97) ? 3 : 5);
+  return prompt;
+}
+
 // --- prefill ------------------------------------------------------------------------------
 
 class PrefillRun {
@@ -72,6 +79,7 @@ class PrefillRun {
     options.slots = 4;
     options.chunk_tokens = 1 + static_cast<int32_t>(rng.Below(20));
     options.handoff_timeout = Duration::Millis(20);
+    options.prefix_cache = rng.Chance(0.8);
     return options;
   }
 
@@ -92,9 +100,14 @@ class PrefillRun {
         CallReceived call;
         call.caller = caller;
         call.call.key = rng.Chance(0.05) ? old : RequestKey{RequestId(next++), 0};
-        call.call.prompt.assign(rng.Below(90), 1);
-        call.call.landing.pages.resize(
-            static_cast<size_t>(PagesFor(static_cast<int64_t>(call.call.prompt.size()), 4)));
+        call.call.prompt = RandomPrompt(rng.Below(90), rng);
+        const int32_t pages = PagesFor(static_cast<int64_t>(call.call.prompt.size()), 4);
+        if (pages > 0 && rng.Chance(0.3)) {
+          call.call.landing.first_page =
+              static_cast<int32_t>(rng.Below(static_cast<uint64_t>(pages)));
+        }
+        call.call.landing.pages.resize(static_cast<size_t>(pages - call.call.landing.first_page));
+        if (rng.Chance(0.1)) call.call.cache_salt = "tenant";
         call.call.remaining = Duration::Millis(static_cast<int64_t>(rng.Below(200)));
         call.call.sample_first_token = rng.Chance(0.7);
         call.received_at = h.now;
@@ -197,6 +210,8 @@ class DecodeRun {
     options.handoff_timeout = Duration::Millis(30);
     options.prefill_timeout = Duration::Millis(80);
     options.release_timeout = Duration::Millis(50);
+    options.prefix_cache = rng.Chance(0.8);
+    options.reuse_generated = rng.Chance(0.3);
     return options;
   }
 
@@ -231,7 +246,8 @@ class DecodeRun {
     StartReceived start;
     start.router = router;
     start.request.key = {RequestId(next++), static_cast<uint32_t>(rng.Below(3))};
-    start.request.prompt.assign(rng.Below(60), 3);
+    start.request.prompt = RandomPrompt(rng.Below(60), rng);
+    if (rng.Chance(0.1)) start.request.cache_salt = "tenant";
     start.request.delivered.assign(rng.Below(3) * rng.Below(8), 4);
     start.request.sampling.max_tokens = 1 + static_cast<int32_t>(rng.Below(40));
     start.request.remaining = Duration::Millis(static_cast<int64_t>(rng.Below(400)));

@@ -104,6 +104,8 @@ class RouterRun {
     event.update.status.total_pages = 40;
     event.update.status.free_pages = static_cast<int32_t>(rng.Below(41));
     event.update.status.draining = rng.Chance(0.05);
+    event.update.status.caches_prefixes = true;
+    event.update.status.cached_pages = static_cast<int32_t>(rng.Below(41));
     return event;
   }
 
@@ -134,7 +136,11 @@ class RouterRun {
   void AddArrival(std::vector<RouterEvent>& events) {
     Arrived arrived;
     arrived.id = RequestId(next++);
-    arrived.prompt.assign(1 + rng.Below(120), 1);
+    // Prompts that share prefixes and fork.
+    for (uint64_t i = 1 + rng.Below(120); i > 0; --i) {
+      arrived.prompt.push_back(rng.Chance(0.98) ? 1 : 2);
+    }
+    if (rng.Chance(0.1)) arrived.cache_salt = "tenant";
     arrived.sampling.max_tokens = 1 + static_cast<int32_t>(rng.Below(60));
     arrived.arrived_at = h.now;
     arrived.deadline = h.now + Duration::Millis(static_cast<int64_t>(1 + rng.Below(400)));
@@ -161,6 +167,8 @@ class RouterRun {
       status.total_pages = 40;
       status.free_pages = static_cast<int32_t>(rng.Below(41));
       status.slots = 3;
+      status.caches_prefixes = rng.Chance(0.8);
+      status.cached_pages = static_cast<int32_t>(rng.Below(41));
       if (prefill.insert(worker).second) {
         events.push_back(
             PrefillJoined{worker, absl::StrCat("p", worker.value()), identity, status});

@@ -65,6 +65,11 @@ struct ClusterCounts {
   uint64_t handoff_corrupt = 0;
   uint64_t pass_failures = 0;
   uint64_t stale_messages = 0;
+  uint64_t prefill_lookup_tokens = 0;
+  uint64_t prefill_hit_tokens = 0;
+  uint64_t decode_lookup_tokens = 0;
+  uint64_t decode_hit_tokens = 0;
+  uint64_t evicted_pages = 0;  // prefill's and decode's
   decode_worker::LandingReport landing;
 };
 

@@ -60,6 +60,9 @@ struct Cluster::DecodeHost : Host, decode_worker::DecodeOutbox, decode_worker::D
     counts.handoff_corrupt += step.handoff_corrupt;
     counts.pass_failures += step.pass_failures;
     counts.stale_messages += step.stale_messages;
+    counts.decode_lookup_tokens += step.lookup_tokens;
+    counts.decode_hit_tokens += step.hit_tokens;
+    counts.evicted_pages += step.evicted_pages;
     counts.landing.messages += landing.messages;
     counts.landing.bytes += landing.bytes;
     counts.landing.unknown_epoch += landing.unknown_epoch;
@@ -88,6 +91,9 @@ struct Cluster::PrefillHost : Host, prefill_worker::PrefillOutbox, prefill_worke
     report = step;
     cluster.counts_.pass_failures += step.pass_failures;
     cluster.counts_.stale_messages += step.stale_messages;
+    cluster.counts_.prefill_lookup_tokens += step.lookup_tokens;
+    cluster.counts_.prefill_hit_tokens += step.hit_tokens;
+    cluster.counts_.evicted_pages += step.evicted_pages;
   }
 
   Cluster& cluster;

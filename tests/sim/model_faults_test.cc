@@ -64,6 +64,7 @@ struct Work {
 };
 
 // Greedy and seeded sampling; prompts of one page to seven, ending inside pages and at their ends.
+// Four families, within which every prompt begins as the shorter ones do.
 std::vector<Work> MakeWork(model::Runner& runner) {
   std::vector<Work> work;
   ManualClock clock;
@@ -71,7 +72,7 @@ std::vector<Work> MakeWork(model::Runner& runner) {
     Work w;
     const int32_t length = i < 3 ? 31 + i : 5 + 6 * i;
     w.prompt =
-        model::RandomTokens(length, runner.info().vocab_size, 100 + static_cast<uint64_t>(i));
+        model::RandomTokens(length, runner.info().vocab_size, 100 + static_cast<uint64_t>(i % 4));
     w.sampling.temperature = i % 2 == 0 ? 0.0f : 1.3f;
     w.sampling.top_p = i % 4 == 3 ? 0.9f : 1.0f;
     w.sampling.seed = 7 + static_cast<uint64_t>(i);
@@ -230,6 +231,9 @@ void ModelFaultsTest::RunSeed(uint64_t seed, const transport::FaultyOptions& fau
     totals->counts.retries += cluster.counts().retries;
     totals->counts.token_conflicts += cluster.counts().token_conflicts;
     totals->counts.handoff_timeouts += cluster.counts().handoff_timeouts;
+    totals->counts.prefill_hit_tokens += cluster.counts().prefill_hit_tokens;
+    totals->counts.decode_hit_tokens += cluster.counts().decode_hit_tokens;
+    totals->counts.evicted_pages += cluster.counts().evicted_pages;
     totals->counts.landing.unknown_epoch += landing.unknown_epoch;
     totals->counts.landing.bad_header += landing.bad_header;
     totals->counts.landing.bad_checksum += landing.bad_checksum;
@@ -271,6 +275,8 @@ TEST_F(ModelFaultsTest, RightTokensOrACleanErrorUnderTwoHundredSeeds) {
   }
   EXPECT_GT(counts.retries, 100u);
   EXPECT_GT(counts.handoff_timeouts, 20u);
+  EXPECT_GT(counts.prefill_hit_tokens, 1000u);
+  EXPECT_GT(counts.decode_hit_tokens, 1000u);
   EXPECT_EQ(counts.token_conflicts, 0u);
   RecordProperty("served", served);
   RecordProperty("failed", failed);

@@ -42,6 +42,49 @@ TEST(SimTest, WithoutFaultsEveryRequestIsServed) {
   EXPECT_EQ(result.counts.release_timeouts, 0u);
 }
 
+// With room to keep them, most of what conversations repeat is neither computed nor shipped again;
+// with the caches off, all of it is. The tokens are right either way.
+TEST(SimTest, WhatConversationsRepeatIsCached) {
+  for (const bool caches : {true, false}) {
+    SimulationOptions options;
+    options.seed = 11;
+    options.requests = 400;
+    options.shared_chance = 0.8;
+    options.mean_gap = Duration::Millis(2);
+    options.cluster.prefill_pages = options.cluster.decode_pages = 400;
+    options.cluster.prefill.prefix_cache = options.cluster.decode.prefix_cache = caches;
+    const SimulationResult result = RunSimulation(options);
+    SCOPED_TRACE(result.Summary());
+    EXPECT_TRUE(result.problems.empty());
+    EXPECT_EQ(Ended(result, absl::StatusCode::kOk), 400);
+    const ClusterCounts& counts = result.counts;
+    EXPECT_EQ(counts.retries + counts.refusals, 0u);
+    if (caches) {
+      EXPECT_GT(counts.prefill_hit_tokens, counts.prefill_lookup_tokens / 4);
+      EXPECT_GT(counts.decode_hit_tokens, counts.decode_lookup_tokens / 4);
+    } else {
+      EXPECT_EQ(counts.prefill_hit_tokens + counts.decode_hit_tokens + counts.evicted_pages, 0u);
+    }
+  }
+}
+
+// Whoever shares a prefix is drawn to the worker that has it, but nobody waits for long because of
+// it, nor do the other workers stand idle.
+TEST(SimTest, OnePopularPrefixStarvesNobody) {
+  SimulationOptions options;
+  options.seed = 12;
+  options.requests = 600;
+  options.shared_chance = 1;
+  options.mean_gap = Duration::Micros(400);
+  options.deadline = Duration::Seconds(5);  // of simulated time
+  options.cluster.router.max_queued = 600;
+  const SimulationResult result = RunSimulation(options);
+  SCOPED_TRACE(result.Summary());
+  EXPECT_TRUE(result.problems.empty());
+  EXPECT_EQ(Ended(result, absl::StatusCode::kOk), 600);
+  EXPECT_GT(result.counts.prefill_hit_tokens, 0u);
+}
+
 // Every message in fifty is lost, damaged, doubled or held back; the workers are sound.
 TEST(SimTest, TwoHundredSeedsOfHandoffFaults) {
   SimulationResult sum;

@@ -15,6 +15,8 @@ using scheduler::RequestResult;
 
 // No run needs more; a loop that feeds itself for ever does.
 constexpr uint64_t kMaxEvents = 200'000'000;
+// Turns that may go on.
+constexpr size_t kConversations = 24;
 constexpr Tick kEndOfTime = Tick::FromNanos(24LL * 3600 * 1'000'000'000);
 
 class Simulation {
@@ -61,6 +63,7 @@ class Simulation {
     }
   }
   Duration Exponential(Duration mean);
+  std::vector<TokenId> NewPrompt();
   void Arrive(int number);
   void Fault();
   void OnTokens(const EmitTokens& emit);
@@ -71,6 +74,7 @@ class Simulation {
   Rng rng_;
   EventQueue queue_;
   std::map<RequestId, Client> clients_;
+  std::vector<std::vector<TokenId>> conversations_;
   int open_ = 0;  // arrived, not ended
   int to_come_ = 0;
   SimulationResult result_;
@@ -105,16 +109,30 @@ Duration Simulation::Exponential(Duration mean) {
                          static_cast<int64_t>(rng_.Below(static_cast<uint64_t>(scale) + 1)));
 }
 
+// Mostly short prompts, some long ones; some begin as an earlier prompt did, or are the next turn
+// of its conversation.
+std::vector<TokenId> Simulation::NewPrompt() {
+  const auto longest = static_cast<uint64_t>(options_.max_prompt);
+  uint64_t length = 1 + rng_.Below(rng_.Chance(0.8) ? std::max<uint64_t>(longest / 4, 1) : longest);
+  std::vector<TokenId> prompt;
+  if (!conversations_.empty() && rng_.Chance(options_.shared_chance)) {
+    const std::vector<TokenId>& earlier = conversations_[rng_.Below(conversations_.size())];
+    const uint64_t shared = rng_.Chance(0.5) ? earlier.size() : rng_.Below(earlier.size() + 1);
+    prompt.assign(earlier.begin(),
+                  earlier.begin() + static_cast<ptrdiff_t>(std::min(shared, longest - 1)));
+    length = prompt.size() + 1 + rng_.Below(std::min<uint64_t>(longest - prompt.size(), 20));
+  }
+  while (prompt.size() < length) {
+    prompt.push_back(static_cast<TokenId>(rng_.Below(kVocabulary)));
+  }
+  return prompt;
+}
+
 void Simulation::Arrive(int number) {
   scheduler::Arrived arrived;
   arrived.id = RequestId((options_.seed << 32) | static_cast<uint64_t>(number));
-  // Mostly short prompts, some long ones.
-  const auto longest = static_cast<uint64_t>(options_.max_prompt);
-  const uint64_t length =
-      1 + rng_.Below(rng_.Chance(0.8) ? std::max<uint64_t>(longest / 4, 1) : longest);
-  for (uint64_t i = 0; i < length; ++i) {
-    arrived.prompt.push_back(static_cast<TokenId>(rng_.Below(kVocabulary)));
-  }
+  arrived.prompt = NewPrompt();
+  if (rng_.Chance(0.05)) arrived.cache_salt = "tenant";
   arrived.sampling.seed = rng_.Next();
   arrived.sampling.max_tokens =
       1 + static_cast<int32_t>(rng_.Below(static_cast<uint64_t>(options_.max_tokens)));
@@ -123,6 +141,14 @@ void Simulation::Arrive(int number) {
 
   Client client;
   client.expected = OracleTokens(arrived.prompt, arrived.sampling, options_.cluster.model_seed);
+  // What the next turn would begin with; of the last few requests, so that caches can hold it.
+  std::vector<TokenId> turn = arrived.prompt;
+  turn.insert(turn.end(), client.expected.tokens.begin(), client.expected.tokens.end());
+  if (conversations_.size() < kConversations) {
+    conversations_.push_back(std::move(turn));
+  } else {
+    conversations_[static_cast<size_t>(number) % kConversations] = std::move(turn);
+  }
   Duration deadline = options_.deadline;
   if (rng_.Chance(options_.short_deadline_chance)) {
     client.short_deadline = true;
@@ -294,8 +320,11 @@ std::string SimulationResult::Summary() const {
       counts.handoff_timeouts, ", corrupt ", counts.handoff_corrupt, ", messages ",
       counts.landing.messages, ", refused epoch ", counts.landing.unknown_epoch, " header ",
       counts.landing.bad_header, " checksum ", counts.landing.bad_checksum, " duplicate ",
-      counts.landing.duplicate, "; wire: posted ", transport.posted, ", dropped ",
-      transport.dropped, ", corrupted ", transport.corrupted, ", cut ", transport.cut);
+      counts.landing.duplicate, "; cached: prefill ", counts.prefill_hit_tokens, " of ",
+      counts.prefill_lookup_tokens, " tokens, decode ", counts.decode_hit_tokens, " of ",
+      counts.decode_lookup_tokens, ", evicted ", counts.evicted_pages, "; wire: posted ",
+      transport.posted, ", dropped ", transport.dropped, ", corrupted ", transport.corrupted,
+      ", cut ", transport.cut);
   if (experts.steps > 0) {
     absl::StrAppend(&text, "; groups: steps ", experts.steps, ", with masked ranks ",
                     experts.masked_steps, ", switches ", experts.switches, ", installed ",

@@ -24,6 +24,7 @@ struct SimulationOptions {
   Duration mean_gap = Duration::Micros(1'500);  // between arrivals
   int32_t max_prompt = 200;
   int32_t max_tokens = 40;
+  double shared_chance = 0.5;        // of a prompt: begins as an earlier one, or goes on from it
   double cancel_chance = 0;          // of a request, at a random moment of its life
   double short_deadline_chance = 0;  // 1 to 200 ms
   Duration deadline = Duration::Seconds(120);

@@ -14,10 +14,11 @@ constexpr uint64_t Mix(uint64_t a, uint64_t b) {
   return Rng(a ^ (b * 0xD6E8FEB86659FD93ull)).Next();
 }
 
-// The "latent" of one token in one layer.
-uint64_t LatentOf(TokenId token, int32_t position, int32_t layer, uint64_t model_seed) {
+// The "latent" of one token in one layer. Like a real one it depends on the form that computed it.
+uint64_t LatentOf(TokenId token, int32_t position, int32_t layer, scheduler::Form form,
+                  uint64_t model_seed) {
   return Mix(Mix(model_seed + static_cast<uint64_t>(layer), static_cast<uint64_t>(position)),
-             static_cast<uint64_t>(token));
+             static_cast<uint64_t>(token) * 2 + static_cast<uint64_t>(form));
 }
 
 // What a latent adds to the hash of its sequence when it is read from the place for `position` of
@@ -73,11 +74,20 @@ uint64_t& StubRunner::Entry(int32_t layer, PageId page, int32_t offset) {
 void StubRunner::CheckPlan(const scheduler::BatchPlan& plan) const {
   BATON_CHECK(!plan.slices.empty());
   std::set<RequestKey> keys;
-  std::set<PageId> pages;
+  std::set<PageId> read;  // cached pages may be read by several slices
+  std::set<PageId> written;
   int32_t rows = 0;
   for (const scheduler::SequenceSlice& slice : plan.slices) {
     BATON_CHECK(keys.insert(slice.key).second);
-    for (const PageId page : slice.pages) BATON_CHECK(pages.insert(page).second);
+    const auto first_written = static_cast<size_t>(slice.first_position / kPageTokens);
+    for (size_t i = 0; i < slice.pages.size(); ++i) {
+      const PageId page = slice.pages[i];
+      if (i < first_written) {
+        read.insert(page);
+      } else {
+        BATON_CHECK(written.insert(page).second);
+      }
+    }
     BATON_CHECK_GT(slice.row_count, 0);
     rows += slice.row_count;
     const int32_t end = slice.first_position + slice.row_count;
@@ -91,6 +101,7 @@ void StubRunner::CheckPlan(const scheduler::BatchPlan& plan) const {
       BATON_CHECK_GE(slice.first_position, slice.prompt_tokens);
     }
   }
+  for (const PageId page : written) BATON_CHECK(!read.contains(page));
   BATON_CHECK_EQ(plan.total_rows, rows);
 }
 
@@ -109,8 +120,8 @@ absl::Status StubRunner::Run(const scheduler::BatchPlan& plan, model::LayerObser
       const scheduler::SequenceSlice& slice = plan.slices[s];
       const auto end = static_cast<int32_t>(slice.sequence.size());
       for (int32_t p = slice.first_position; p < end; ++p) {
-        Entry(layer, slice.pages[static_cast<size_t>(p / kPageTokens)], p % kPageTokens) =
-            LatentOf(slice.sequence[static_cast<size_t>(p)], p, layer, options_.model_seed);
+        Entry(layer, slice.pages[static_cast<size_t>(p / kPageTokens)], p % kPageTokens) = LatentOf(
+            slice.sequence[static_cast<size_t>(p)], p, layer, plan.form, options_.model_seed);
       }
       for (int32_t p = 0; p < end && slice.sample; ++p) {
         const PageId page = slice.pages[static_cast<size_t>(p / kPageTokens)];
@@ -164,8 +175,11 @@ OracleOutput OracleTokens(const std::vector<TokenId>& prompt,
   uint64_t sum = 0;
   int32_t position = 0;
   const auto extend = [&](TokenId token) {
+    const scheduler::Form form = position < static_cast<int32_t>(prompt.size())
+                                     ? scheduler::Form::kPrefill
+                                     : scheduler::Form::kDecode;
     for (int32_t layer = 0; layer < kLayers; ++layer) {
-      sum += Contribution(LatentOf(token, position, layer, model_seed), position, layer);
+      sum += Contribution(LatentOf(token, position, layer, form, model_seed), position, layer);
     }
     ++position;
   };
