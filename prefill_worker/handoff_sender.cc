@@ -123,6 +123,14 @@ std::vector<scheduler::HandoffFinished> HandoffSender::TakeFinished() {
   return std::exchange(finished_, {});
 }
 
+std::vector<RequestKey> HandoffSender::TakeProgressed() {
+  std::vector<RequestKey> keys;
+  for (auto& [key, call] : calls_) {
+    if (std::exchange(call.progressed, false)) keys.push_back(key);
+  }
+  return keys;
+}
+
 // --- passes -------------------------------------------------------------------------------
 
 void HandoffSender::BeginPass(std::vector<scheduler::HandoffSlice> slices) {
@@ -216,6 +224,7 @@ HandoffSender::PostResult HandoffSender::PostFront() {
     posts_.emplace(post, call.transfer);
     ++call.messages;
     call.bytes += bytes;
+    call.progressed = true;
     return PostResult::kPosted;
   }
   ring_.GiveBack(post);

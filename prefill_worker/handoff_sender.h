@@ -60,6 +60,8 @@ class HandoffSender final : public model::LayerObserver {
 
   // Calls whose hand-off is over since the last time.
   std::vector<scheduler::HandoffFinished> TakeFinished();
+  // Calls of which messages were posted since the last time, and whose hand-off goes on.
+  std::vector<RequestKey> TakeProgressed();
 
   bool has_backlog() const { return !backlog_.empty(); }
   // When to call Progress even if the transport does not wake the loop.
@@ -82,6 +84,7 @@ class HandoffSender final : public model::LayerObserver {
     uint64_t bytes = 0;
     int32_t backlog = 0;         // pieces in backlog_
     bool all_announced = false;  // the last layer of the last slice has been written
+    bool progressed = false;     // something was posted since TakeProgressed
   };
   // One message to be.
   struct Piece {

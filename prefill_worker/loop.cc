@@ -58,6 +58,9 @@ scheduler::TickResult PrefillLoop::Tick() {
   std::vector<scheduler::HandoffFinished> over = sender_->TakeFinished();
   if (leader_.has_value()) over = leader_->Merge(over);
   for (scheduler::HandoffFinished& finished : over) events_.emplace_back(std::move(finished));
+  for (const RequestKey key : sender_->TakeProgressed()) {
+    events_.emplace_back(scheduler::HandoffProgressed{key});
+  }
   busy = busy || !events_.empty();
 
   sink_.Clear();

@@ -152,6 +152,12 @@ void PrefillPlanner::Apply(Tick, const CallerLost& event, PrefillActionSink& sin
   }
 }
 
+void PrefillPlanner::Apply(Tick now, const HandoffProgressed& event, PrefillActionSink&) {
+  const auto it = calls_.find(event.key);
+  if (it == calls_.end() || it->second.handoff_until.infinite()) return;
+  it->second.handoff_until = now + options_.handoff_timeout;
+}
+
 void PrefillPlanner::Apply(Tick, const HandoffFinished& event, PrefillActionSink& sink) {
   const auto it = calls_.find(event.key);
   if (it == calls_.end() || it->second.handed_off) {

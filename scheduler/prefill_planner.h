@@ -35,7 +35,9 @@ struct PrefillPlannerOptions {
   int32_t chunk_tokens = 512;  // rows of one pass
   // Keep the pages of finished prompts and compute only what no earlier prompt began with.
   bool prefix_cache = true;
-  // Last chunk computed -> every page posted; then the call fails with UNAVAILABLE.
+  // Last chunk computed, or last message posted -> the next one posted, until all are; then the
+  // call fails with UNAVAILABLE. Not for the whole hand-off: a prompt that was all but cached may
+  // have gigabytes to ship and no compute to hide that behind.
   Duration handoff_timeout = Duration::Millis(2'000);
 };
 
@@ -62,8 +64,13 @@ struct HandoffFinished {
   uint64_t bytes_posted = 0;
 };
 
+// Messages of this call were posted since the last step.
+struct HandoffProgressed {
+  RequestKey key;
+};
+
 using PrefillEvent = std::variant<CallReceived, CallCancelled, CallerLost, HandoffFinished,
-                                  PassFinished, DrainRequested>;
+                                  PassFinished, DrainRequested, HandoffProgressed>;
 
 // --- actions ------------------------------------------------------------------------------
 
@@ -165,7 +172,7 @@ class PrefillPlanner {
     Tick received_at;
     Tick deadline;
     Tick first_chunk_at;
-    Tick handoff_until = Tick::Infinite();  // set when everything is computed
+    Tick handoff_until = Tick::Infinite();  // of the next message; set when all is computed
     Duration wait;
     Duration compute;
     bool has_first_token = false;
@@ -185,6 +192,7 @@ class PrefillPlanner {
   void Apply(Tick now, const CallReceived& event, PrefillActionSink& sink);
   void Apply(Tick now, const CallCancelled& event, PrefillActionSink& sink);
   void Apply(Tick now, const CallerLost& event, PrefillActionSink& sink);
+  void Apply(Tick now, const HandoffProgressed& event, PrefillActionSink& sink);
   void Apply(Tick now, const HandoffFinished& event, PrefillActionSink& sink);
   void Apply(Tick now, const PassFinished& event, PrefillActionSink& sink);
   void Apply(Tick now, const DrainRequested& event, PrefillActionSink& sink);

@@ -5,9 +5,12 @@
 #include <cstdio>
 #include <mutex>
 #include <ostream>
+#include <random>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "base/random.h"
 #include "base/status_macros.h"
 #include "base/thread.h"
@@ -24,8 +27,10 @@ struct BenchOptions {
   int streams = 0;
   int requests = 0;
   int prompt_tokens = 0;
+  int shared_tokens = 0;  // that all prompts begin with
   int output_tokens = 0;
   uint64_t seed = 0;
+  std::string cache_salt;  // of this run: what earlier runs left in caches does not count
 };
 
 // What the clients saw, in milliseconds.
@@ -35,6 +40,7 @@ struct Samples {
   std::vector<double> itl;
   std::vector<double> e2e;
   int64_t output_tokens = 0;
+  int64_t cached_tokens = 0;  // of the prompts
   int failed = 0;
   std::string first_error;
 };
@@ -43,12 +49,15 @@ double Ms(Duration duration) { return static_cast<double>(duration.nanos()) * 1e
 
 // Request `index` of the run: random ids, the same for the same seed.
 ClientRequest MakeRequest(const BenchOptions& options, const ClientModelInfo& model, int index) {
+  Rng shared(options.seed);
   Rng rng(options.seed * 1'000'003 + static_cast<uint64_t>(index));
   ClientRequest request;
   for (int i = 0; i < options.prompt_tokens; ++i) {
+    Rng& source = i < options.shared_tokens ? shared : rng;
     request.token_ids.push_back(
-        static_cast<TokenId>(rng.Below(static_cast<uint64_t>(model.vocab_size))));
+        static_cast<TokenId>(source.Below(static_cast<uint64_t>(model.vocab_size))));
   }
+  request.cache_salt = options.cache_salt;
   request.max_tokens = options.output_tokens;
   request.ignore_eos = true;
   request.seed = rng.Next() >> 1;
@@ -87,6 +96,7 @@ void RunOne(CompletionClient& client, const ClientRequest& request, Clock& clock
   samples->itl.insert(samples->itl.end(), gaps.begin(), gaps.end());
   if (tokens > 1) samples->tpot.push_back(Ms(last - first) / static_cast<double>(tokens - 1));
   samples->output_tokens += tokens;
+  samples->cached_tokens += result->cached_tokens;
 }
 
 double Percentile(std::vector<double>& values, double share) {
@@ -121,9 +131,12 @@ void PrintTable(const CommandContext& context, const BenchOptions& options, Samp
   PrintRow(context.out, "end to end", samples.e2e);
   const int done = options.requests - samples.failed;
   std::snprintf(line, sizeof line,
-                "\noutput %.1f tokens/s, prompt %.1f tokens/s, %.2f requests/s\n",
+                "\noutput %.1f tokens/s, prompt %.1f tokens/s (%.0f %% cached), %.2f requests/s\n",
                 static_cast<double>(samples.output_tokens) / seconds,
-                static_cast<double>(done) * options.prompt_tokens / seconds, done / seconds);
+                static_cast<double>(done) * options.prompt_tokens / seconds,
+                100.0 * static_cast<double>(samples.cached_tokens) /
+                    std::max(static_cast<double>(done) * options.prompt_tokens, 1.0),
+                done / seconds);
   context.out << line << std::flush;
   if (samples.failed > 0) context.err << "first failure: " << samples.first_error << std::endl;
 }
@@ -177,8 +190,11 @@ absl::StatusOr<int> Bench(const CommandContext& context) {
   options.streams = static_cast<int>(flags.integer("streams"));
   options.requests = static_cast<int>(flags.integer("requests"));
   options.prompt_tokens = static_cast<int>(flags.integer("prompt-tokens"));
+  options.shared_tokens = static_cast<int>(flags.integer("shared-tokens"));
   options.output_tokens = static_cast<int>(flags.integer("output-tokens"));
   options.seed = static_cast<uint64_t>(flags.integer("seed"));
+  std::random_device random;
+  options.cache_salt = absl::StrCat("bench ", random(), " ", random());
   const std::string address = flags.text("server");
   if (address.empty()) return BenchEmbedded(context, options);
   return RunLoad(context, options, [&] { return ConnectCompletionClient(address); });
@@ -189,6 +205,8 @@ std::vector<CommandFlag> ServeFlags() {
           {"streams", FlagType::kInteger, "Requests in flight.", "8", "requests", 1, 1024},
           {"requests", FlagType::kInteger, "Requests in all.", "32", "requests", 1, 1e7},
           {"prompt-tokens", FlagType::kInteger, "Length of every prompt.", "200", "tokens", 1, 1e6},
+          {"shared-tokens", FlagType::kInteger,
+           "Tokens that all prompts begin with: what a prefix cache saves.", "0", "tokens", 0, 1e6},
           {"output-tokens", FlagType::kInteger, "Length of every output.", "128", "tokens", 1, 1e6},
           {"seed", FlagType::kInteger, "Of prompts and sampling.", "1", "", 0, 9e15}};
 }

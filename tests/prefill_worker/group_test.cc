@@ -42,7 +42,9 @@ class Decode {
         landings_(runner_),
         endpoint_(fabric.NewEndpoint("decode")) {}
 
-  scheduler::PrefillCall Call(uint64_t request, const std::vector<TokenId>& prompt) {
+  // `present`: pages of the prompt that stand here already, from an earlier request.
+  scheduler::PrefillCall Call(uint64_t request, const std::vector<TokenId>& prompt,
+                              std::vector<PageId> present = {}) {
     scheduler::PrefillCall call;
     call.key = {RequestId(request), 0};
     call.prompt = prompt;
@@ -51,10 +53,13 @@ class Decode {
     call.landing.epoch = Epoch(request + 1000);
     call.landing.transport_address = endpoint_->address();
     const size_t pages = (prompt.size() + sim::kPageTokens - 1) / sim::kPageTokens;
-    for (size_t i = 0; i < pages; ++i) call.landing.pages.emplace_back(next_page_++);
+    call.landing.first_page = static_cast<int32_t>(present.size());
+    for (size_t i = present.size(); i < pages; ++i) call.landing.pages.emplace_back(next_page_++);
     landings_.Open(
-        {call.key, call.landing.epoch, call.landing.pages, static_cast<int32_t>(prompt.size())});
-    pages_[call.key] = call.landing.pages;
+        {call.key, call.landing.epoch, call.landing.pages,
+         static_cast<int32_t>(prompt.size()) - call.landing.first_page * sim::kPageTokens});
+    present.insert(present.end(), call.landing.pages.begin(), call.landing.pages.end());
+    pages_[call.key] = std::move(present);
     return call;
   }
 
@@ -230,6 +235,37 @@ TEST_P(PrefillGroupTest, AllRanksTogetherHandOffEveryPage) {
       EXPECT_EQ(decode_.Second(call, reply.first_token.token), expected[1]);
     }
     EXPECT_EQ(decode_.sources().size(), static_cast<size_t>(GetParam()));
+  });
+}
+
+// Every rank has the latents of every cached page, so each ships its share of them; those that
+// decode has already are shipped by none.
+TEST_P(PrefillGroupTest, CachedPagesShipFromAllRanks) {
+  Lead([this](PrefillLoop& loop, PrefillInbox& inbox) {
+    const auto run = [&](const scheduler::PrefillCall& call) {
+      const size_t before = outbox_.replies.size();
+      const size_t landed = decode_.completed();
+      EXPECT_TRUE(
+          inbox.TryPush(scheduler::CallReceived{scheduler::CallerId(1), call, clock_->Now()}));
+      TickUntil(loop, inbox,
+                [&] { return outbox_.replies.size() > before && decode_.completed() > landed; });
+      const PrefillReply& reply = outbox_.replies.back();
+      EXPECT_TRUE(reply.status.ok()) << reply.status;
+      scheduler::SamplingParams sampling = call.sampling;
+      sampling.max_tokens = 2;
+      sampling.ignore_eos = true;
+      const std::vector<TokenId> expected = sim::OracleTokens(call.prompt, sampling, 1).tokens;
+      EXPECT_EQ(reply.first_token.token, expected[0]);
+      EXPECT_EQ(decode_.Second(call, reply.first_token.token), expected[1]);
+      return reply;
+    };
+    const scheduler::PrefillCall cold = decode_.Call(1, Prompt(150, 1));
+    EXPECT_EQ(run(cold).cached_tokens, 0);
+    EXPECT_EQ(run(decode_.Call(2, Prompt(170, 1))).cached_tokens, 144);
+    const std::vector<PageId> present(cold.landing.pages.begin(), cold.landing.pages.begin() + 5);
+    const PrefillReply last = run(decode_.Call(3, Prompt(170, 1), present));
+    EXPECT_EQ(last.cached_tokens, 160);
+    EXPECT_EQ(last.bytes_posted, 90 * sizeof(uint64_t) * sim::kLayers);
   });
 }
 

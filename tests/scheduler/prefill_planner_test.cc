@@ -256,6 +256,16 @@ TEST_F(PrefillPlannerTest, StuckHandoffIsGivenUp) {
   EXPECT_EQ(h.sink.report.free_pages, 8);
 }
 
+TEST_F(PrefillPlannerTest, AHandoffThatGoesOnIsNotStuck) {
+  h.Step({Call(1, 3)});
+  h.Step({Pass()});
+  for (int i = 0; i < 5; ++i) h.StepAfter(Duration::Millis(40), {HandoffProgressed{Key(1)}});
+  EXPECT_TRUE(h.All<SendReply>().empty());
+  EXPECT_EQ(h.decider.NextWake(), h.now + Duration::Millis(50));
+  h.StepAfter(Duration::Millis(50));
+  EXPECT_EQ(OnlyReply().status.code(), absl::StatusCode::kUnavailable);
+}
+
 TEST_F(PrefillPlannerTest, DrainRefusesNewCallsAndFinishesOldOnes) {
   h.Step({Call(1, 3)});
   h.Step({Pass(), DrainRequested{}, Call(2, 3)});

@@ -128,6 +128,7 @@ class PrefillRun {
         break;
       default:
         if (shipping.empty()) break;
+        if (rng.Chance(0.2)) events.push_back(HandoffProgressed{*shipping.begin()});
         events.push_back(HandoffFinished{
             *shipping.begin(), rng.Chance(0.9) ? absl::OkStatus() : absl::UnavailableError("r"), 3,
             30});

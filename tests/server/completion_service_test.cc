@@ -89,6 +89,19 @@ TEST_F(CompletionServiceTest, CompleteIsTheSameInOnePiece) {
             static_cast<int32_t>(streamed.ids.size()));
 }
 
+TEST_F(CompletionServiceTest, UsageSaysHowMuchOfThePromptWasCached) {
+  v1::GenerateRequest request = Endless(100, 5);
+  const auto cached = [&] {
+    const Streamed out = Generate(cluster_.stub(), request);
+    EXPECT_TRUE(out.status.ok());
+    return out.finished.usage().prompt_tokens_details().cached_tokens();
+  };
+  EXPECT_EQ(cached(), 0);
+  EXPECT_EQ(cached(), 99 / sim::kPageTokens * sim::kPageTokens);
+  request.set_cache_salt("tenant");
+  EXPECT_EQ(cached(), 0);
+}
+
 TEST_F(CompletionServiceTest, StagesOfTheFirstTokenAddUp) {
   const Streamed out = Generate(cluster_.stub(), Endless(100, 5));
   ASSERT_TRUE(out.status.ok());

@@ -80,6 +80,7 @@ TEST_F(RequestParserTest, EveryProblemIsNamedAtOnce) {
   request_.set_top_logprobs(21);
   request_.add_stop("");
   request_.add_stop_token_ids(257);
+  request_.set_cache_salt(std::string(257, 's'));
   const std::string message = Refusal();
   for (const char* problem :
        {"sampling.temperature is -1, must be in [0, 100]", "sampling.top_p is 0, must be in (0, 1]",
@@ -88,7 +89,8 @@ TEST_F(RequestParserTest, EveryProblemIsNamedAtOnce) {
         "sampling.frequency_penalty is -2.5",
         "sampling.max_tokens is 98, must be in [1, 97] (what the context leaves after the prompt)",
         "sampling.min_tokens is -1", "top_logprobs is 21, must be in [0, 20]",
-        "the length of stop[0] is 0", "stop_token_ids[0] is 257, must be in [0, 256]"}) {
+        "the length of stop[0] is 0", "stop_token_ids[0] is 257, must be in [0, 256]",
+        "the length of cache_salt is 257, must be in [0, 256] bytes"}) {
     EXPECT_THAT(message, HasSubstr(problem));
   }
 }
