@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/random.h"
 #include "tests/e2e/cluster.h"
 
 namespace baton::e2e {
@@ -17,10 +18,10 @@ constexpr int kPageTokens = 64;  // of the default configuration
 
 int WholePages(int prompt_tokens) { return (prompt_tokens - 1) / kPageTokens * kPageTokens; }
 
-server::ClientResult Generate(server::CompletionClient& client, const std::string& text,
+server::ClientResult Generate(server::CompletionClient& client, const std::vector<TokenId>& prompt,
                               float temperature = 0, const std::string& salt = "") {
   server::ClientRequest request;
-  request.text = text;
+  request.token_ids = prompt;
   request.temperature = temperature;
   request.seed = 7;
   request.max_tokens = 70;
@@ -36,11 +37,19 @@ double Metric(const BatonProcess& process, const std::string& series) {
   return MetricValue(HttpGet(process.http_port(), "/metrics"), series);
 }
 
-std::string LongText(int words) {
-  std::string text = "The router takes requests, and";
-  for (int i = 0; i < words; ++i)
-    text += i % 3 == 0 ? " a page" : i % 3 == 1 ? " holds" : " tokens";
-  return text;
+// Ids and not text: an answer's text may be split into other tokens than those that were generated.
+std::vector<TokenId> Prompt(int tokens) {
+  Rng rng(1);
+  std::vector<TokenId> prompt;
+  for (int i = 0; i < tokens; ++i) prompt.push_back(static_cast<TokenId>(10 + rng.Below(500)));
+  return prompt;
+}
+
+// What a client sends next: the conversation so far, and a few tokens more.
+std::vector<TokenId> NextTurn(std::vector<TokenId> prompt, const std::vector<TokenId>& answer) {
+  prompt.insert(prompt.end(), answer.begin(), answer.end());
+  prompt.insert(prompt.end(), {11, 12, 13});
+  return prompt;
 }
 
 TEST(PrefixCache, ColdWarmAndNextTurnGiveTheSameTokens) {
@@ -54,7 +63,7 @@ TEST(PrefixCache, ColdWarmAndNextTurnGiveTheSameTokens) {
   const auto client = cluster.Connect();
   const auto oracle = plain.Connect();
 
-  const std::string first = LongText(120);
+  const std::vector<TokenId> first = Prompt(250);
   for (const float temperature : {0.0f, 0.9f}) {
     SCOPED_TRACE(temperature);
     const server::ClientResult expected = Generate(*oracle, first, temperature);
@@ -67,7 +76,7 @@ TEST(PrefixCache, ColdWarmAndNextTurnGiveTheSameTokens) {
       EXPECT_EQ(result.cached_tokens, cold ? 0 : WholePages(expected.prompt_tokens));
     }
     // The next turn begins with prompt and answer; prompt form is what is reused.
-    const std::string second = first + expected.text + " And then the client asks again.";
+    const std::vector<TokenId> second = NextTurn(first, expected.token_ids);
     const server::ClientResult expected_second = Generate(*oracle, second, temperature);
     const server::ClientResult turn = Generate(*client, second, temperature);
     EXPECT_EQ(turn.token_ids, expected_second.token_ids);
@@ -92,10 +101,10 @@ TEST(PrefixCache, GeneratedTokensAreReusedOnRequestAndMarked) {
   Cluster cluster({.decode_flags = {"--reuse-generated"}});
   ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
   const auto client = cluster.Connect();
-  const std::string first = LongText(60);
+  const std::vector<TokenId> first = Prompt(150);
   const server::ClientResult answer = Generate(*client, first);
   EXPECT_EQ(answer.decode_form_tokens, 0);
-  const server::ClientResult turn = Generate(*client, first + answer.text + " Again:");
+  const server::ClientResult turn = Generate(*client, NextTurn(first, answer.token_ids));
   EXPECT_GE(turn.decode_form_tokens, kPageTokens);
   EXPECT_GT(Metric(cluster.decode(), "baton_prefix_cache_generated_tokens_total"), 0);
 }
