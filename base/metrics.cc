@@ -21,101 +21,6 @@ namespace {
 using prometheus::ClientMetric;
 using prometheus::MetricFamily;
 
-// --- Buckets, chosen so that a quantile read off them is right to about 20% where it matters.
-
-constexpr double kRequestSeconds[] = {0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1,
-                                      0.15,  0.2,   0.25, 0.3,  0.4,  0.5,  0.75, 1,    1.5,
-                                      2,     3,     5,    7.5,  10,   20,   40,   80,   160};
-constexpr double kLongSeconds[] = {0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1,  1.5, 2,   3,
-                                   5,    7.5, 10,  15,  20,  30,   60, 120, 240, 480};
-constexpr double kTokenSeconds[] = {0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075,
-                                    0.01,   0.015, 0.02,   0.025, 0.03,  0.04,  0.05,  0.075,
-                                    0.1,    0.15,  0.2,    0.3,   0.5,   1,     2.5};
-constexpr double kStepSeconds[] = {0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002,
-                                   0.005,   0.01,   0.015,  0.02,   0.03,  0.05,
-                                   0.1,     0.2,    0.5,    1,      2,     5};
-constexpr double kRows[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
-constexpr double kTokens[] = {1,   2,    4,    8,    16,   32,    64,    128,   256,
-                              512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072};
-
-// --- The table. Adding a series: a row here, a member in metrics.h, its binding below, a row in
-// docs/metrics.md.
-
-constexpr MetricType kC = MetricType::kCounter;
-constexpr MetricType kG = MetricType::kGauge;
-constexpr MetricType kH = MetricType::kHistogram;
-
-constexpr MetricSpec kSpecs[] = {
-    // Process
-    {"baton_build_info", kG, "Always 1; the labels say which software runs.", "version,revision"},
-    {"baton_model_info", kG, "Always 1; the labels say which model is served.", "model,kv_format"},
-    {"baton_worker_up", kG, "1 while the router is connected to the worker, else 0.",
-     "role,worker"},
-    // Router: what clients see
-    {"baton_ttft_seconds", kH, "Arrival at the router to the first token written to the client.",
-     "", kRequestSeconds},
-    {"baton_ttft_stage_seconds", kH,
-     "Parts of the time to first token, one sample each per request; they add up to it.", "stage",
-     kRequestSeconds},
-    {"baton_tpot_seconds", kH,
-     "Time per output token after the first, one sample per request: (end - first token) / (tokens "
-     "- 1).",
-     "", kTokenSeconds},
-    {"baton_itl_seconds", kH, "Each single gap between two tokens of a request.", "",
-     kTokenSeconds},
-    {"baton_e2e_seconds", kH, "Arrival at the router to the end of the request.", "", kLongSeconds},
-    {"baton_request_prompt_tokens", kH, "Prompt length of accepted requests.", "", kTokens},
-    {"baton_request_output_tokens", kH, "Output length of requests that finished.", "", kTokens},
-    {"baton_requests_total", kC, "Requests that ended, by finish reason or status code.",
-     "outcome"},
-    {"baton_retries_total", kC, "Attempts started over on some worker, by cause.", "cause"},
-    {"baton_prompt_tokens_total", kC, "Prompt tokens of accepted requests.", ""},
-    {"baton_output_tokens_total", kC, "Output tokens delivered to clients.", ""},
-    {"baton_router_queue_requests", kG, "Requests that wait in the router for a worker.", ""},
-    {"baton_router_inflight_requests", kG, "Requests dispatched to workers and not ended.", ""},
-    // Workers
-    {"baton_running_requests", kG, "Requests in a worker's running batch.", "role"},
-    {"baton_kv_pages_capacity", kG, "KV pages that a worker has.", "role"},
-    {"baton_kv_pages_used", kG, "KV pages that requests hold; cached ones that none uses are free.",
-     "role"},
-    {"baton_batch_rows", kH, "Token rows of one forward pass.", "role", kRows},
-    {"baton_step_seconds", kH, "Duration of one worker step that ran a forward pass.", "role",
-     kStepSeconds},
-    {"baton_prefix_cache_pages", kG, "KV pages in the prefix cache, whether a request uses them.",
-     "role"},
-    {"baton_prefix_cache_lookup_tokens_total", kC, "Prompt tokens that were looked up.", "role"},
-    {"baton_prefix_cache_hit_tokens_total", kC,
-     "Prompt tokens found: not computed (prefill), not transferred (decode).", "role"},
-    {"baton_prefix_cache_evicted_pages_total", kC, "Cached pages given up for other requests.",
-     "role"},
-    // Prefill
-    {"baton_prefill_queue_requests", kG,
-     "Requests on a prefill worker whose first chunk has not begun.", ""},
-    {"baton_prefill_queue_tokens", kG,
-     "Prompt tokens on a prefill worker that are not yet computed.", ""},
-    {"baton_prefill_tokens_total", kC, "Prompt tokens computed, repeated work of retries included.",
-     ""},
-    {"baton_handoff_sent_bytes_total", kC, "Payload bytes posted to decode ranks.", ""},
-    {"baton_handoff_sent_messages_total", kC, "Hand-off messages posted to decode ranks.", ""},
-    // Decode
-    {"baton_landing_requests", kG,
-     "Requests that hold landing pages and whose hand-off is not complete.", ""},
-    {"baton_preemptions_total", kC,
-     "Running requests stopped because an older one needed their pages.", ""},
-    {"baton_prefix_cache_generated_tokens_total", kC,
-     "Prompt tokens found in pages of generated tokens (decode.reuse_generated).", ""},
-    {"baton_handoff_received_bytes_total", kC, "Payload bytes accepted into landing pages.", ""},
-    {"baton_handoff_received_messages_total", kC, "Hand-off messages accepted into landing pages.",
-     ""},
-    {"baton_handoff_seconds", kH, "First hand-off message of a request to its landing verified.",
-     "", kStepSeconds},
-    {"baton_handoff_exposed_seconds", kH,
-     "The part of the hand-off that compute did not hide: first token sampled to landing verified.",
-     "", kStepSeconds},
-    {"baton_handoff_failures_total", kC, "Hand-off messages or hand-offs refused, by cause.",
-     "cause"},
-};
-
 constexpr std::string_view kTtftStages[] = {"queue", "prefill_wait", "prefill", "transfer_exposed",
                                             "decode_wait"};
 constexpr std::string_view kOutcomes[] = {"stop",
@@ -131,6 +36,8 @@ constexpr std::string_view kRetryCauses[] = {"refused", "preempted", "handoff", 
 constexpr std::string_view kHandoffFailures[] = {"epoch",     "checksum",  "timeout",
                                                  "peer_lost", "duplicate", "malformed"};
 
+constexpr std::string_view kRebalances[] = {"installed", "not_worth", "rolled_back", "refused"};
+
 template <typename Enum, size_t N>
 std::string_view NameOf(Enum value, const std::string_view (&names)[N]) {
   static_assert(N == static_cast<size_t>(Enum::kCount), "one name for each value");
@@ -140,9 +47,10 @@ std::string_view NameOf(Enum value, const std::string_view (&names)[N]) {
 }
 
 const MetricSpec& SpecOf(std::string_view name) {
-  const auto* spec = std::find_if(std::begin(kSpecs), std::end(kSpecs),
-                                  [name](const MetricSpec& s) { return s.name == name; });
-  BATON_CHECK_MSG(spec != std::end(kSpecs), "no metric of this name: " + std::string(name));
+  const std::span<const MetricSpec> specs = MetricSpecs();
+  const auto spec = std::find_if(specs.begin(), specs.end(),
+                                 [name](const MetricSpec& s) { return s.name == name; });
+  BATON_CHECK_MSG(spec != specs.end(), "no metric of this name: " + std::string(name));
   return *spec;
 }
 
@@ -344,6 +252,19 @@ class MetricsBinder {
     Bind(worker.prefix_cache_evicted_pages_total, "baton_prefix_cache_evicted_pages_total", labels);
   }
 
+  void Bind(ExpertMetrics& experts) {
+    Bind(experts.balancedness, "baton_experts_balancedness");
+    Bind(experts.uncovered, "baton_experts_uncovered");
+    Bind(experts.on_one_rank, "baton_experts_on_one_rank");
+    Bind(experts.masked_ranks, "baton_experts_masked_ranks");
+    Bind(experts.replicas_fewest, "baton_expert_replicas", {{"bound", "fewest"}});
+    Bind(experts.replicas_most, "baton_expert_replicas", {{"bound", "most"}});
+    Bind(experts.placement_version, "baton_expert_placement_version");
+    Bind(experts.placement_age_seconds, "baton_expert_placement_age_seconds");
+    Bind(experts.copies_total, "baton_expert_copies_total");
+    Bind(experts.rebalances_total, "baton_expert_rebalances_total");
+  }
+
   void Bind(RouterMetrics& router) {
     Bind(router.ttft_seconds, "baton_ttft_seconds");
     Bind(router.ttft_stage_seconds, "baton_ttft_stage_seconds");
@@ -405,6 +326,7 @@ std::string_view LabelValue(TtftStage stage) { return NameOf(stage, kTtftStages)
 std::string_view LabelValue(Outcome outcome) { return NameOf(outcome, kOutcomes); }
 std::string_view LabelValue(RetryCause cause) { return NameOf(cause, kRetryCauses); }
 std::string_view LabelValue(HandoffFailure cause) { return NameOf(cause, kHandoffFailures); }
+std::string_view LabelValue(RebalanceOutcome end) { return NameOf(end, kRebalances); }
 
 std::string_view MetricTypeName(MetricType type) {
   switch (type) {
@@ -417,8 +339,6 @@ std::string_view MetricTypeName(MetricType type) {
   }
   return "";
 }
-
-std::span<const MetricSpec> MetricSpecs() { return kSpecs; }
 
 std::span<const MetricAlias> MetricAliases() {
   static const std::vector<MetricAlias> aliases = [] {
@@ -434,10 +354,11 @@ struct Metrics::State {
   // as here.
   prometheus::Registry registry{prometheus::Registry::InsertBehavior::Merge};
   MetricsOptions options;
-  std::once_flag router_bound, prefill_bound, decode_bound;
+  std::once_flag router_bound, prefill_bound, decode_bound, experts_bound;
   RouterMetrics router;
   PrefillMetrics prefill;
   DecodeMetrics decode;
+  ExpertMetrics experts;
 };
 
 Metrics::Metrics(const MetricsOptions& options) : state_(std::make_unique<State>()) {
@@ -470,6 +391,12 @@ const DecodeMetrics& Metrics::decode() {
   std::call_once(state_->decode_bound,
                  [this] { MetricsBinder(state_->registry).Bind(state_->decode); });
   return state_->decode;
+}
+
+const ExpertMetrics& Metrics::experts() {
+  std::call_once(state_->experts_bound,
+                 [this] { MetricsBinder(state_->registry).Bind(state_->experts); });
+  return state_->experts;
 }
 
 GaugeHandle Metrics::WorkerUp(std::string_view role, std::string_view worker) {

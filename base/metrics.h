@@ -1,7 +1,7 @@
 #ifndef BATON_BASE_METRICS_H_
 #define BATON_BASE_METRICS_H_
 
-// What a process tells Prometheus. Every series is declared once, in the table of metrics.cc: name,
+// What a process tells Prometheus. Every series is declared once, in metrics_table.cc: name,
 // type, help, labels and buckets. Code records through the typed handles below, which are bound
 // once and cost no look-up.
 //
@@ -106,10 +106,20 @@ enum class HandoffFailure : uint8_t {
   kCount,
 };
 
+// How a change of the experts' placement ended.
+enum class RebalanceOutcome : uint8_t {
+  kInstalled,
+  kNotWorth,    // the placement in use is as good, or nearly
+  kRolledBack,  // a rank did not answer or could not, or the ranks have changed
+  kRefused,     // asked for at a bad time
+  kCount,
+};
+
 std::string_view LabelValue(TtftStage stage);
 std::string_view LabelValue(Outcome outcome);
 std::string_view LabelValue(RetryCause cause);
 std::string_view LabelValue(HandoffFailure cause);
+std::string_view LabelValue(RebalanceOutcome end);
 
 // One handle for each value of a label.
 template <typename Handle, typename Enum>
@@ -122,7 +132,7 @@ class PerLabel {
   std::array<Handle, static_cast<size_t>(Enum::kCount)> handles_;
 };
 
-// --- The series by role. Help texts are in metrics.cc and docs/metrics.md.
+// --- The series by role. Help texts are in metrics_table.cc and docs/metrics.md.
 
 struct RouterMetrics {
   HistogramHandle ttft_seconds;
@@ -174,6 +184,20 @@ struct DecodeMetrics {
   PerLabel<CounterHandle, HandoffFailure> handoff_failures_total;
 };
 
+// The experts of a decode group of several ranks. Gauges are equal on all of its ranks.
+struct ExpertMetrics {
+  GaugeHandle balancedness;
+  GaugeHandle uncovered;
+  GaugeHandle on_one_rank;
+  GaugeHandle masked_ranks;
+  GaugeHandle replicas_fewest;
+  GaugeHandle replicas_most;
+  GaugeHandle placement_version;
+  GaugeHandle placement_age_seconds;
+  CounterHandle copies_total;  // this and the next: of groups that a rank here leads
+  PerLabel<CounterHandle, RebalanceOutcome> rebalances_total;
+};
+
 // --- The table, for documentation and tests.
 
 enum class MetricType : uint8_t { kCounter, kGauge, kHistogram };
@@ -220,6 +244,7 @@ class Metrics {
   const RouterMetrics& router();
   const PrefillMetrics& prefill();
   const DecodeMetrics& decode();
+  const ExpertMetrics& experts();
 
   // Whether the router is connected to a worker (1) or not (0): role is "prefill" or "decode",
   // worker its address. The handle is bound here: keep it.

@@ -240,6 +240,11 @@ std::shared_ptr<const ExpertsView> ExpertGroup::View() const {
   return view_;
 }
 
+std::optional<ExpertsReport> ExpertGroup::TakeReport() {
+  if (std::exchange(reported_, true)) return std::nullopt;
+  return std::exchange(report_, {});
+}
+
 void ExpertGroup::RequestRebalance() {
   requested_.store(true);
   if (wakeup_) wakeup_();

@@ -103,7 +103,8 @@ class ExpertGroup final : public model::RunnerDecorator {
   absl::Status health() const override { return failed_; }
 
   bool formed() const { return slots_.has_value(); }
-  ExpertsReport TakeReport() { return std::exchange(report_, {}); }
+  // What has happened since the last call; none where nothing of it or of View() has changed.
+  std::optional<ExpertsReport> TakeReport();
 
   // Any thread. Null before the group was formed.
   std::shared_ptr<const ExpertsView> View() const;
@@ -217,6 +218,7 @@ class ExpertGroup final : public model::RunnerDecorator {
   std::string last_rebalance_;
 
   ExpertsReport report_;
+  bool reported_ = true;  // nothing has changed since TakeReport
   mutable std::mutex view_mutex_;
   std::shared_ptr<const ExpertsView> view_;  // guarded by view_mutex_
 };

@@ -96,7 +96,9 @@ absl::Status ExpertGroup::Admit() {
 absl::Status ExpertGroup::Fail(absl::Status why) {
   if (!failed_.ok()) return failed_;
   failed_ = std::move(why);
-  log_.Error("this rank has left its group", {{"cause", failed_.ToString()}});
+  if (!interrupted_.load()) {
+    log_.Error("this rank has left its group", {{"cause", failed_.ToString()}});
+  }
   seat_.Leave();
   copier_.Drop();
   return failed_;

@@ -94,6 +94,7 @@ void ExpertGroup::StepPlanner() {
   events_.clear();
   report_.copies += sink_.report.copies;
   report_.restored += sink_.report.restored;
+  if (sink_.report.switches > 0) reported_ = false;
   // Carrying out only adds to events_ and to mail.
   for (scheduler::RebalanceAction& action : sink_.actions) {
     std::visit([this](auto& a) { Carry(a); }, action);
@@ -145,6 +146,7 @@ void ExpertGroup::Carry(scheduler::StopGroup& action) {
 // --- for others to see ----------------------------------------------------------------------
 
 void ExpertGroup::Publish() {
+  reported_ = false;
   auto view = std::make_shared<ExpertsView>();
   view->rank = rank();
   view->leader = leader_;

@@ -2,12 +2,14 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <mutex>
 #include <optional>
 #include <utility>
 
 #include "base/gauge_share.h"
 #include "base/loop_thread.h"
 #include "base/status_macros.h"
+#include "decode_worker/experts_service.h"
 #include "decode_worker/service_prefill_links.h"
 #include "model/metered_runner.h"
 #include "proto/baton/v1/worker.grpc.pb.h"
@@ -64,11 +66,13 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
   DecodeWorkerImpl(const DecodeWorkerOptions& options, Clock& clock,
                    std::unique_ptr<model::Runner> runner,
                    std::unique_ptr<transport::KvTransport> transport, wire::ChannelFactory channels,
-                   const DecodeMetrics& metrics, const Log& log)
+                   const DecodeMetrics& metrics, const Log& log, std::unique_ptr<DecodeGroup> group)
       : options_(options),
         identity_(options.identity),
         metrics_(metrics),
         clock_(clock),
+        log_(log),
+        group_parts_(std::move(group)),
         runner_(std::move(runner)),
         metered_runner_(*runner_, clock, metrics.worker),
         queue_(options.inbox_capacity),
@@ -80,15 +84,26 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
         thread_(queue_, clock) {}
 
   absl::Status Start() {
-    BATON_ASSIGN_OR_RETURN(std::unique_ptr<DecodeLoop> loop,
-                           DecodeLoop::Create(options_.loop, clock_, metered_runner_, *transport_,
-                                              queue_, *this, *this));
+    model::Runner* runner = &metered_runner_;
+    if (group_parts_ != nullptr) {
+      BATON_ASSIGN_OR_RETURN(
+          group_, ExpertGroup::Create(group_parts_->options, clock_, metered_runner_,
+                                      *group_parts_->seat, *group_parts_->rendezvous, log_));
+      experts_service_ = MakeExpertsService(*group_, clock_);
+      runner = group_.get();
+    }
+    BATON_ASSIGN_OR_RETURN(
+        std::unique_ptr<DecodeLoop> loop,
+        DecodeLoop::Create(options_.loop, clock_, *runner, *transport_, queue_, *this, *this));
     thread_.Start("decode", std::move(loop));
     return absl::OkStatus();
   }
 
   ~DecodeWorkerImpl() override {
+    if (group_ != nullptr) group_->Interrupt();
     thread_.Stop();
+    experts_service_.reset();
+    group_.reset();
     runner_->SetWakeup([] {});  // the other ranks of its group go on
     inbox_.Close();
     links_.CloseAll();
@@ -102,10 +117,16 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
   bool draining() const override { return thread_.last_report().draining; }
   bool drained() const override { return thread_.drained(); }
   void CloseStreams() override {
+    if (group_ != nullptr) group_->Interrupt();  // the other ranks here will go, too
     sessions_.FinishAll(
         grpc::Status(grpc::StatusCode::UNAVAILABLE, "the decode worker shuts down"));
   }
   scheduler::DecodeReport last_report() const override { return thread_.last_report(); }
+  absl::Status health() const override {
+    std::lock_guard<std::mutex> lock(health_mutex_);
+    return health_;
+  }
+  grpc::Service* experts_service() override { return experts_service_.get(); }
 
   void Send(scheduler::SendUpdate update) override {
     for (const scheduler::TokenChunk& chunk : update.update.chunks) {
@@ -122,10 +143,24 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
   void OnStep(const scheduler::DecodeReport& report, const LandingReport& landing) override {
     inbox_.Flush();
     Record(report, landing);
+    if (group_ != nullptr) WatchGroup();
     thread_.OnStep(report);
   }
 
  private:
+  // Where this rank has left its group, routers are to go elsewhere with what it was running.
+  void WatchGroup() {
+    RecordExperts(*group_, group_parts_->metrics, clock_);
+    if (group_->health().ok() || !health().ok()) return;
+    {
+      std::lock_guard<std::mutex> lock(health_mutex_);
+      health_ = group_->health();
+    }
+    inbox_.Push(scheduler::DrainRequested{});
+    sessions_.FinishAll(grpc::Status(grpc::StatusCode::UNAVAILABLE,
+                                     "the decode rank has left its group: " + health_.ToString()));
+  }
+
   void Record(const scheduler::DecodeReport& report, const LandingReport& landing) {
     running_requests_.Set(report.running);
     kv_pages_capacity_.Set(report.total_pages);
@@ -160,11 +195,18 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
   GaugeShare prefix_cache_pages_{metrics_.worker.prefix_cache_pages};
   GaugeShare landing_requests_{metrics_.landing_requests};
   Clock& clock_;
+  const Log log_;
+  const std::unique_ptr<DecodeGroup>
+      group_parts_;  // null: one rank alone; the runner uses the seat
   const std::unique_ptr<model::Runner> runner_;
   model::MeteredRunner metered_runner_;
   DecodeInbox queue_;
   // Below the queue, which its wake-ups touch until it is gone.
   const std::unique_ptr<transport::KvTransport> transport_;
+  std::unique_ptr<ExpertGroup> group_;              // null without group_parts_
+  std::unique_ptr<grpc::Service> experts_service_;  // as that
+  mutable std::mutex health_mutex_;
+  absl::Status health_;  // guarded by health_mutex_
   wire::DeferredInbox<DecodeEvent> inbox_;
   RouterSessions sessions_;
   PrefillLinks links_;
@@ -177,9 +219,10 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
 absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(
     const DecodeWorkerOptions& options, Clock& clock, std::unique_ptr<model::Runner> runner,
     std::unique_ptr<transport::KvTransport> transport, wire::ChannelFactory channels,
-    const DecodeMetrics& metrics, const Log& log) {
-  auto worker = std::make_unique<DecodeWorkerImpl>(
-      options, clock, std::move(runner), std::move(transport), std::move(channels), metrics, log);
+    const DecodeMetrics& metrics, const Log& log, std::unique_ptr<DecodeGroup> group) {
+  auto worker =
+      std::make_unique<DecodeWorkerImpl>(options, clock, std::move(runner), std::move(transport),
+                                         std::move(channels), metrics, log, std::move(group));
   BATON_RETURN_IF_ERROR(worker->Start());
   return worker;
 }

@@ -12,14 +12,26 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/metrics.h"
+#include "decode_worker/expert_group.h"
 #include "decode_worker/loop.h"
 #include "model/runner.h"
 #include "scheduler/messages.h"
+#include "transport/group/group.h"
+#include "transport/group/group_seat.h"
 #include "transport/kv_transport.h"
 #include "wire/channel_factory.h"
 #include "wire/worker.h"
 
 namespace baton::decode_worker {
+
+// What a rank of a group of several needs beyond what it would alone. Its runner computes with the
+// seat, with model::RankGroup::stepped.
+struct DecodeGroup {
+  std::unique_ptr<transport::GroupSeat> seat;
+  std::unique_ptr<transport::Rendezvous> rendezvous;
+  ExpertGroupOptions options;
+  ExpertMetrics metrics;
+};
 
 struct DecodeWorkerOptions {
   scheduler::WorkerIdentity identity;  // without an instance: see wire::Worker::Announce
@@ -30,15 +42,24 @@ struct DecodeWorkerOptions {
 
 class DecodeWorker : public wire::Worker {
  public:
-  // The references must outlive the worker; `channels` leads to the prefill workers' addresses.
-  // Fails as DecodeLoop::Create does.
+  // The references must outlive the worker; `channels` leads to the prefill workers' addresses. A
+  // rank of a `group` takes requests once all its ranks have found each other, which may be after
+  // Start; where the group is lost it ends its streams, takes no more, and health() says why.
+  // Fails as DecodeLoop::Create and ExpertGroup::Create do.
   static absl::StatusOr<std::unique_ptr<DecodeWorker>> Start(
       const DecodeWorkerOptions& options, Clock& clock, std::unique_ptr<model::Runner> runner,
       std::unique_ptr<transport::KvTransport> transport, wire::ChannelFactory channels,
-      const DecodeMetrics& metrics, const Log& log);
+      const DecodeMetrics& metrics, const Log& log, std::unique_ptr<DecodeGroup> group = nullptr);
 
   // What the rank last did, for readiness and the like. Any thread.
   virtual scheduler::DecodeReport last_report() const = 0;
+
+  // Not OK, for good: this rank has left its group and serves nobody. Any thread.
+  virtual absl::Status health() const = 0;
+
+  // baton.v1.Experts, for any server of this process; null without a group. Lives as long as the
+  // worker.
+  virtual grpc::Service* experts_service() = 0;
 };
 
 }  // namespace baton::decode_worker

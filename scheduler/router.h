@@ -303,8 +303,9 @@ class Router {
   bool TryDispatch(Tick now, Request& request, RouterActionSink& sink);
   absl::Status FitsSomewhere(const Request& request) const;
   int32_t PagesAtStart(const Request& request) const;
-  void MakeKeys(Request& request) const;
   static std::pair<int32_t, uint64_t> Load(const DecodeRank& rank);
+  static double ShareLeft(const DecodeRank& rank, int32_t pages);
+  void MakeKeys(Request& request) const;
   std::map<WorkerId, DecodeRank>::iterator PickDecode(const Request& request, int32_t pages);
   std::map<WorkerId, PrefillWorker>::iterator PickPrefill(Tick now, const Request& request);
   int32_t CachedPages(const PrefixIndex& prefixes, const Request& request) const;

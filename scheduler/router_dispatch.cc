@@ -1,8 +1,7 @@
-// Router, continued: what time does, and which queued request goes where.
+// Router, continued: which queued request goes where.
 
 #include <algorithm>
 #include <span>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -11,36 +10,6 @@
 #include "scheduler/router.h"
 
 namespace baton::scheduler {
-
-// --- time ---------------------------------------------------------------------------------
-
-void Router::Expire(Tick now, RouterActionSink& sink) {
-  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
-    const auto it = requests_.find(deadlines_.begin()->second);
-    const char* where = it->second.fsm.running() ? "while the request ran" : "in the queue";
-    Abandon(now, it, FinishReason::kError,
-            absl::DeadlineExceededError(absl::StrCat("the deadline passed ", where)), sink);
-  }
-  while (!release_by_.empty() && release_by_.begin()->first <= now) {
-    const auto it = attempts_.find(release_by_.begin()->second);
-    ++sink.report.release_timeouts;
-    EraseAttempt(it);
-    release_by_.erase(release_by_.begin());
-  }
-}
-
-Tick Router::NextWake() const {
-  Tick wake = next_dispatch_;
-  if (!deadlines_.empty()) wake = std::min(wake, deadlines_.begin()->first);
-  if (!release_by_.empty()) wake = std::min(wake, release_by_.begin()->first);
-  if (!workers_missing_since_.infinite()) {
-    for (const auto& [order, id] : queue_) {
-      const Tick since = std::max(workers_missing_since_, requests_.at(id).queued_at);
-      wake = std::min(wake, since + options_.no_workers_timeout);
-    }
-  }
-  return wake;
-}
 
 void Router::FailWithoutWorkers(Tick now, RouterActionSink& sink) {
   const bool decode = std::any_of(decode_.begin(), decode_.end(),
@@ -209,31 +178,27 @@ int32_t Router::CachedPages(const PrefixIndex& prefixes, const Request& request)
   return prefixes.Match(std::span(request.keys).first(std::min(reusable, request.keys.size())));
 }
 
-// Of the ranks with a credit and enough free pages: the one whose free pages, after this request,
-// are the largest share of its pages; among equals the one with the least load. A rank that has
-// pages of the prompt is preferred to it, the one with the most of them, while it would be left
-// with at least half of that share: what need not be shipped is not worth waiting for on a full
-// rank.
+// The share of a rank's pages that would be free after this request; negative when it has no credit
+// or not enough of them.
+double Router::ShareLeft(const DecodeRank& rank, int32_t pages) {
+  if (rank.status.draining || rank.starts_sent >= rank.status.credits_granted) return -1;
+  const int32_t left = rank.status.free_pages - rank.unseen_sum - pages;
+  return left < 0 ? -1 : static_cast<double>(left) / rank.status.total_pages;
+}
+
+// The rank with a credit whose free pages, after this request, are the largest share of its pages;
+// among equals the one with the least load. A rank that has pages of the prompt is preferred to it,
+// the one with the most of them, while it would be left with at least half of that share: what need
+// not be shipped is not worth waiting for on a full rank.
 std::map<WorkerId, Router::DecodeRank>::iterator Router::PickDecode(const Request& request,
                                                                     int32_t pages) {
-  struct Candidate {
-    std::map<WorkerId, DecodeRank>::iterator it;
-    double share = 0;
-  };
-  std::vector<Candidate> candidates;
-  double best_share = 0;
-  for (auto it = decode_.begin(); it != decode_.end(); ++it) {
-    const DecodeRank& rank = it->second;
-    if (rank.status.draining || rank.starts_sent >= rank.status.credits_granted) continue;
-    const int32_t free = rank.status.free_pages - rank.unseen_sum;
-    if (free < pages) continue;
-    const double share = static_cast<double>(free - pages) / rank.status.total_pages;
-    best_share = std::max(best_share, share);
-    candidates.push_back({it, share});
-  }
+  double best_share = -1;
+  for (const auto& [id, rank] : decode_) best_share = std::max(best_share, ShareLeft(rank, pages));
   auto best = decode_.end();
   std::pair<int32_t, double> best_rating;
-  for (const auto& [it, share] : candidates) {
+  for (auto it = decode_.begin(); it != decode_.end(); ++it) {
+    const double share = ShareLeft(it->second, pages);
+    if (share < 0) continue;
     const int32_t cached = share >= best_share / 2 ? CachedPages(it->second.prefixes, request) : 0;
     const std::pair rating(cached, share);
     if (best == decode_.end() || rating > best_rating ||

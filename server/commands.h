@@ -16,6 +16,7 @@ Command DecodeCommand();
 Command CompleteCommand();
 Command ChatCommand();
 Command BenchCommand();
+Command ExpertsCommand();
 
 }  // namespace baton::server
 

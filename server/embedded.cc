@@ -75,8 +75,10 @@ class EmbeddedImpl final : public Embedded {
     };
     router_ = RouterServer::Start(parts.router, model_, *tokenizer_, clock, to_worker, metrics,
                                   log.With({{"component", "router"}}));
-    BATON_ASSIGN_OR_RETURN(host_,
-                           GrpcHost::Start({.address = parts.grpc_address}, {router_->service()}));
+    std::vector<grpc::Service*> services = {router_->service()};
+    grpc::Service* const experts = decode_.begin()->second.worker->experts_service();
+    if (experts != nullptr) services.push_back(experts);
+    BATON_ASSIGN_OR_RETURN(host_, GrpcHost::Start({.address = parts.grpc_address}, services));
     router_->WatchReady([this](bool ready) { host_->SetServing(kCompletionServiceName, ready); });
     if (parts.http_address.empty()) return absl::OkStatus();
     BATON_ASSIGN_OR_RETURN(
@@ -93,7 +95,13 @@ class EmbeddedImpl final : public Embedded {
 
   absl::Status health() const override {
     for (const auto& rank : collectives_) BATON_RETURN_IF_ERROR(rank->health());
-    return absl::OkStatus();
+    // Decode ranks can do without one of them.
+    absl::Status decode;
+    for (const auto& [address, rank] : decode_) {
+      decode = rank.worker->health();
+      if (decode.ok()) break;
+    }
+    return decode;
   }
 
   void Drain() override { router_->Drain(); }
@@ -115,7 +123,7 @@ class EmbeddedImpl final : public Embedded {
     host_.reset();
     router_.reset();
     // Ranks that are at work would wait for those that have stopped.
-    if (!workers_draining_ || !WorkersDrained()) {
+    if (prefill_.worker == nullptr || !workers_draining_ || !WorkersDrained()) {
       for (auto& rank : collectives_) rank->Abort(absl::UnavailableError("the process ends"));
     }
     for (auto& [address, rank] : decode_) {
@@ -171,14 +179,16 @@ class EmbeddedImpl final : public Embedded {
     decode_worker::DecodeLoopOptions options = parts.decode;
     options.planner.first_epoch += uint64_t{rank} << 32;  // not those of other ranks
     EmbeddedRank& own = parts.decode_ranks[rank];
+    if (own.group != nullptr) own.group->metrics = metrics.experts();
     if (own.collectives != nullptr) collectives_.push_back(std::move(own.collectives));
     const auto to_prefill = [this](const std::string&) { return prefill_.host->LoopbackChannel(); };
     Hosted<decode_worker::DecodeWorker>& started = decode_[identity.instance];
     BATON_ASSIGN_OR_RETURN(
-        started.worker, decode_worker::DecodeWorker::Start(
-                            {.identity = identity, .loop = options}, clock, std::move(own.runner),
-                            std::move(own.transport), to_prefill, metrics.decode(),
-                            log.With({{"component", "decode"}, {"rank", rank}})));
+        started.worker,
+        decode_worker::DecodeWorker::Start(
+            {.identity = identity, .loop = options}, clock, std::move(own.runner),
+            std::move(own.transport), to_prefill, metrics.decode(),
+            log.With({{"component", "decode"}, {"rank", rank}}), std::move(own.group)));
     BATON_ASSIGN_OR_RETURN(started.host, GrpcHost::Start({}, {started.worker->service()}));
     parts.router.decode_workers.push_back(identity.instance);
     return absl::OkStatus();

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/metrics.h"
 #include "decode_worker/loop.h"
+#include "decode_worker/service.h"
 #include "model/runner.h"
 #include "model/tokenizer.h"
 #include "prefill_worker/loop.h"
@@ -27,8 +28,10 @@ namespace baton::server {
 
 // What one rank computes with and ships by.
 struct EmbeddedRank {
-  std::unique_ptr<transport::Collectives> collectives;  // null: the only one of its worker
-  std::unique_ptr<model::Runner> runner;                // may use them
+  // Prefill's, and of an only decode rank that rounds rows; null: the only one.
+  std::unique_ptr<transport::Collectives> collectives;
+  std::unique_ptr<decode_worker::DecodeGroup> group;  // decode's; null: the only one
+  std::unique_ptr<model::Runner> runner;                // may use either
   std::unique_ptr<transport::KvTransport> transport;
 };
 

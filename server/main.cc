@@ -11,8 +11,8 @@
 int main(int argc, char** argv) {
   using namespace baton::server;
   const std::vector<Command> commands = {
-      ServeCommand(),    RouterCommand(), PrefillCommand(), DecodeCommand(), GenerateCommand(),
-      CompleteCommand(), ChatCommand(),   BenchCommand(),   CheckCommand(),
+      ServeCommand(),    RouterCommand(), PrefillCommand(), DecodeCommand(),  GenerateCommand(),
+      CompleteCommand(), ChatCommand(),   BenchCommand(),   ExpertsCommand(), CheckCommand(),
   };
   return RunCommandLine(commands, {.arguments = std::vector<std::string>(argv + 1, argv + argc),
                                    .environment = baton::ReadEnvironment(),

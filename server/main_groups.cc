@@ -186,4 +186,42 @@ bool PassWatch::paused() const {
   return !running_.load() && clock_.Now().nanos() - last_end_nanos_.load() >= kPause.nanos();
 }
 
+decode_worker::ExpertGroupOptions ExpertGroupOptionsFor(const Config& config,
+                                                        const ModelDescription& model,
+                                                        int32_t rank) {
+  const v1::Rebalance& rebalance = config.decode().rebalance();
+  decode_worker::ExpertGroupOptions options;
+  options.group.group_id = RoleName(RunnerRole::kDecode);
+  options.group.world_size = RanksOf(config, RunnerRole::kDecode);
+  options.group.rank = rank;
+  options.group.revision = std::string(Revision());
+  options.group.model_hash = model.hash;
+  options.timeout = Duration::Millis(config.group().timeout_ms());
+  options.half_life_steps = rebalance.half_life_steps();
+  options.copy_bytes_per_second = rebalance.copy_mb_per_s() << 20;
+  options.rebalance.automatic = rebalance.automatic();
+  options.rebalance.interval = Duration::Millis(rebalance.interval_ms());
+  options.rebalance.min_gain = rebalance.min_gain();
+  options.rebalance.max_staged = rebalance.max_staged();
+  options.rebalance.prepare_timeout = Duration::Millis(rebalance.prepare_timeout_ms());
+  options.rebalance.survive_rank_loss = rebalance.survive_rank_loss();
+  return options;
+}
+
+std::vector<std::unique_ptr<decode_worker::DecodeGroup>> DecodeThreadGroup(
+    const Config& config, const ModelDescription& model, std::shared_ptr<Clock> clock) {
+  const int32_t ranks = RanksOf(config, RunnerRole::kDecode);
+  std::vector<std::unique_ptr<decode_worker::DecodeGroup>> group(static_cast<size_t>(ranks));
+  if (ranks == 1) return group;
+  transport::InprocGroups groups(std::move(clock));
+  for (int32_t rank = 0; rank < ranks; ++rank) {
+    auto& own = group[static_cast<size_t>(rank)];
+    own = std::make_unique<decode_worker::DecodeGroup>();
+    own->seat = std::make_unique<transport::GroupSeat>(ranks, rank);
+    own->rendezvous = groups.NewRendezvous();
+    own->options = ExpertGroupOptionsFor(config, model, rank);
+  }
+  return group;
+}
+
 }  // namespace baton::server

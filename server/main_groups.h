@@ -5,6 +5,7 @@
 // main, like main_roles.
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,8 +14,10 @@
 #include "base/clock.h"
 #include "base/config.h"
 #include "base/log.h"
+#include "decode_worker/service.h"
 #include "model/runner.h"
 #include "server/main_model.h"
+#include "server/model_description.h"
 #include "server/termination.h"
 #include "transport/collectives.h"
 
@@ -59,6 +62,16 @@ class PassWatch {
   std::atomic<bool> running_{false};
   std::atomic<int64_t> last_end_nanos_{0};
 };
+
+// What the ranks of a decode worker in this process need in order to find each other on their own
+// threads: one for each rank, less metrics. Null for a worker of one rank.
+std::vector<std::unique_ptr<decode_worker::DecodeGroup>> DecodeThreadGroup(
+    const Config& config, const ModelDescription& model, std::shared_ptr<Clock> clock);
+
+// The section decode.rebalance, and what else a decode rank's group needs to know.
+decode_worker::ExpertGroupOptions ExpertGroupOptionsFor(const Config& config,
+                                                        const ModelDescription& model,
+                                                        int32_t rank);
 
 }  // namespace baton::server
 

@@ -37,20 +37,30 @@ uint64_t RandomBits() {
 
 // The ranks of one role in this process, with endpoints that reach those of the other.
 absl::StatusOr<std::vector<EmbeddedRank>> MakeRanks(const Config& config, RunnerRole role,
-                                                    std::shared_ptr<const model::LoadedModel> model,
+                                                    const ModelFiles& files,
                                                     transport::InprocFabric& fabric) {
   // Both ends are here, so nobody else needs to reach them; one port cannot serve all.
   Config local = config;
   local.mutable_handoff()->mutable_ucx()->set_listen_port(0);
   const auto clock = std::make_shared<MonotonicClock>();
-  BATON_ASSIGN_OR_RETURN(model::RunnerOptions options, RunnerOptionsFor(config, role, *model));
-  BATON_ASSIGN_OR_RETURN(auto group, FormThreadGroup(config, role, clock));
-  std::vector<EmbeddedRank> ranks(group.size());
+  BATON_ASSIGN_OR_RETURN(model::RunnerOptions options,
+                         RunnerOptionsFor(config, role, *files.model));
+  std::vector<EmbeddedRank> ranks(static_cast<size_t>(RanksOf(config, role)));
+  if (role == RunnerRole::kPrefill || ranks.size() == 1) {
+    BATON_ASSIGN_OR_RETURN(auto group, FormThreadGroup(config, role, clock));
+    for (size_t i = 0; i < ranks.size(); ++i) ranks[i].collectives = std::move(group[i]);
+  } else {
+    auto group = DecodeThreadGroup(config, files.description, clock);
+    for (size_t i = 0; i < ranks.size(); ++i) ranks[i].group = std::move(group[i]);
+  }
   for (size_t i = 0; i < ranks.size(); ++i) {
-    ranks[i].collectives = std::move(group[i]);
     options.group.collectives = ranks[i].collectives.get();
     options.group.overlap_rows = 0;
-    BATON_ASSIGN_OR_RETURN(ranks[i].runner, model::CreateRunner(model, options));
+    if (ranks[i].group != nullptr) {
+      options.group.collectives = ranks[i].group->seat.get();
+      options.group.stepped = true;
+    }
+    BATON_ASSIGN_OR_RETURN(ranks[i].runner, model::CreateRunner(files.model, options));
     if (config.handoff().transport() == "ucx") {
       BATON_ASSIGN_OR_RETURN(ranks[i].transport,
                              MakeProcessTransport(local, kLoopback, clock, Log()));
@@ -260,9 +270,9 @@ absl::StatusOr<EmbeddedParts> MakeEmbeddedParts(const Config& config, const Mode
   threads.mutable_decode()->clear_group_addresses();
   transport::InprocFabric fabric;
   BATON_ASSIGN_OR_RETURN(parts.prefill_ranks,
-                         MakeRanks(threads, RunnerRole::kPrefill, files.model, fabric));
+                         MakeRanks(threads, RunnerRole::kPrefill, files, fabric));
   BATON_ASSIGN_OR_RETURN(parts.decode_ranks,
-                         MakeRanks(threads, RunnerRole::kDecode, files.model, fabric));
+                         MakeRanks(threads, RunnerRole::kDecode, files, fabric));
   for (EmbeddedRank& rank : parts.prefill_ranks) {
     rank.transport = WithFaults(config, std::move(rank.transport));
   }

@@ -127,7 +127,8 @@ struct RoleProcess {
 };
 // ", rank 2 of 4"; empty for a worker of one rank.
 std::string RankText(const Config& config, RunnerRole role, const WorkerParts& parts);
-// The process of a worker, all but `started`; `parts`, which it runs with, outlive it.
+// The process of a worker, all but `started`. The collectives, null for one rank, are those of
+// `parts`.
 RoleProcess WorkerProcess(wire::Worker& worker, const WorkerParts& parts,
                           const std::string& address, const std::string& service_name);
 // `http` is started; null: with the role.

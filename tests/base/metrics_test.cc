@@ -35,6 +35,7 @@ std::string RenderAll(bool aliases) {
   metrics.router();
   metrics.prefill();
   metrics.decode();
+  metrics.experts();
   metrics.WorkerUp("decode", "127.0.0.1:1").Set(1);
   return metrics.Render();
 }

@@ -235,7 +235,7 @@ void ExpertCluster::Serve(int32_t r) {
 
 void ExpertCluster::Record(int32_t r) {
   Member& m = member(r);
-  const ExpertsReport report = m.group->TakeReport();
+  const ExpertsReport report = m.group->TakeReport().value_or(ExpertsReport());
   std::lock_guard<std::mutex> lock(m.mutex);
   m.report.switches += report.switches;
   m.report.copies += report.copies;

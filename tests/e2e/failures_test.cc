@@ -31,7 +31,9 @@ server::ClientRequest Long(int repeats, int32_t max_tokens) {
 }
 
 TEST(Failures, AKilledPrefillWorkerCostsNoRequest) {
-  Cluster cluster({.prefill_workers = 2, .prefill_flags = {"--prefill.chunk_tokens=32"}});
+  // Equal prompts: without a cache each of them takes its time.
+  Cluster cluster({.prefill_workers = 2,
+                   .prefill_flags = {"--prefill.chunk_tokens=32", "--prefill.prefix_cache=false"}});
   ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
   const server::ClientRequest request = Long(80 / kSanitizedTestScale, 16);
   const absl::StatusOr<server::ClientResult> alone = cluster.Connect()->Generate(request, TakeAll);

@@ -3,6 +3,7 @@
 // sums over the ranks.
 
 #include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
@@ -16,6 +17,7 @@
 #include "base/check.h"
 #include "base/random.h"
 #include "base/thread.h"
+#include "proto/baton/v1/worker.grpc.pb.h"
 #include "server/client.h"
 #include "server/main_roles.h"
 #include "tests/sanitized.h"
@@ -83,6 +85,9 @@ Config ConfigFor(const std::string& model, const Shape& shape) {
   config.mutable_decode()->set_threads(1);
   config.mutable_decode()->set_pages(kPages);
   config.mutable_decode()->set_reserve_output_tokens(32);
+  config.mutable_decode()->mutable_rebalance()->set_interval_ms(1);  // experts move all the time
+  config.mutable_decode()->mutable_rebalance()->set_min_gain(0);
+  config.mutable_decode()->mutable_rebalance()->set_half_life_steps(1);
   return config;
 }
 
@@ -94,7 +99,9 @@ class Server {
       : files_(LoadModelFiles(config).value()),
         metrics_(MetricsOptionsFor(config, files_.description)) {
     EmbeddedParts parts = MakeEmbeddedParts(config, files_).value();
-    for (EmbeddedRank& rank : parts.decode_ranks) decode_.push_back(rank.collectives.get());
+    for (EmbeddedRank& rank : parts.decode_ranks) {
+      if (rank.group != nullptr) decode_.push_back(rank.group->seat.get());
+    }
     embedded_ = Embedded::Start(std::move(parts), clock_, metrics_, Log()).value();
   }
 
@@ -248,9 +255,61 @@ TEST(EmbeddedRanksFailure, ABrokenGroupShowsAndEndsAtOnce) {
   server.TokensOf(Requests(server.vocab_size()));
   EXPECT_TRUE(server.embedded().health().ok());
   server.decode_rank(2).Abort(absl::DataLossError("a stroke of lightning"));
-  const absl::Status health = server.embedded().health();
-  EXPECT_TRUE(absl::IsDataLoss(health));
+  absl::Status health;
+  for (int i = 0; i < 30'000 && health.ok(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    health = server.embedded().health();
+  }
+  EXPECT_TRUE(absl::IsDataLoss(health)) << health;
   EXPECT_THAT(std::string(health.message()), HasSubstr("rank 2: a stroke of lightning"));
+}
+
+TEST(EmbeddedRanksExperts, CanBeSeenAndMovedOnRequest) {
+  const ModelFolder model("tests/data/models/bf16-lora-yarn");
+  Config config = ConfigFor(model.path(), {1, 2, 4});
+  config.mutable_decode()->mutable_rebalance()->set_automatic(false);
+  Server server(config);
+  const auto stub = v1::Experts::NewStub(server.embedded().Channel());
+  v1::ExpertsReply reply;
+  const auto ask = [&](bool rebalance) {
+    grpc::ClientContext context;
+    v1::ExpertsRequest request;
+    request.set_rebalance(rebalance);
+    return stub->Describe(&context, request, &reply);
+  };
+  for (int i = 0; i < 200 && reply.last_rebalance().find("refused") != 0; ++i) {
+    const grpc::Status status = ask(true);
+    EXPECT_TRUE(status.ok() || status.error_code() == grpc::StatusCode::UNAVAILABLE);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  EXPECT_THAT(reply.last_rebalance(), HasSubstr("no expert loads were measured yet"));
+  EXPECT_EQ(reply.version(), 1u);
+  EXPECT_EQ(reply.live_size(), 2);
+  EXPECT_EQ(reply.slots_per_rank(), 6);  // (8 experts + 4) / 2
+  ASSERT_EQ(reply.layers_size(), 2);
+  EXPECT_EQ(reply.layers(1).slot_experts_size(), 12);
+  EXPECT_EQ(reply.layers(1).loads_size(), 0);
+
+  while (reply.layers(0).loads_size() == 0 && !testing::Test::HasFailure()) {
+    server.TokensOf(Requests(server.vocab_size()));
+    ASSERT_TRUE(ask(false).ok());
+  }
+  EXPECT_EQ(reply.layers(0).loads_size(), 8);
+  for (int i = 0; i < 2000 && reply.last_rebalance().find("refused") == 0; ++i) {
+    ASSERT_TRUE(ask(i == 0).ok());
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  const std::string& ended = reply.last_rebalance();
+  EXPECT_TRUE(ended.find("installed") == 0 || ended.find("not worth it") == 0) << ended;
+  EXPECT_EQ(server.Metric("baton_experts_uncovered"), 0);
+  const auto rebalances = [&] {
+    return server.Metric("baton_expert_rebalances_total{outcome=\"installed\"}") +
+           server.Metric("baton_expert_rebalances_total{outcome=\"not_worth\"}");
+  };
+  for (int i = 0; i < 2000 && rebalances() < 1; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  EXPECT_EQ(rebalances(), 1);
 }
 
 TEST(EmbeddedRanksConfig, RanksThatTheModelCannotHaveAreRefused) {

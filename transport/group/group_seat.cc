@@ -9,50 +9,85 @@ namespace baton::transport {
 
 void GroupSeat::Take(std::unique_ptr<Collectives> group) {
   BATON_CHECK(group != nullptr && group->world_size() == world_size_ && group->rank() == rank_);
-  group_ = std::move(group);
-  if (wakeup_) group_->SetWakeup(wakeup_);
+  std::function<void()> wakeup;
+  std::shared_ptr<Collectives> before = std::move(group);
+  Collectives* const taken = before.get();
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    group_.swap(before);
+    wakeup = wakeup_;
+  }
+  if (wakeup) taken->SetWakeup(std::move(wakeup));
+}
+
+void GroupSeat::Leave() {
+  std::shared_ptr<Collectives> left;
+  std::lock_guard<std::mutex> lock(mutex_);
+  group_.swap(left);
+  // Goes without the lock: what it wakes may ask the seat.
 }
 
 absl::Status GroupSeat::AllReduceSum(std::span<std::byte> data, ReduceType type, Duration timeout) {
-  return taken() ? group_->AllReduceSum(data, type, timeout) : health();
+  const auto g = group();
+  return g != nullptr ? g->AllReduceSum(data, type, timeout) : health();
 }
 absl::Status GroupSeat::AllGather(std::span<const std::byte> mine, std::span<std::byte> all,
                                   Duration timeout) {
-  return taken() ? group_->AllGather(mine, all, timeout) : health();
+  const auto g = group();
+  return g != nullptr ? g->AllGather(mine, all, timeout) : health();
 }
 absl::Status GroupSeat::Broadcast(std::span<std::byte> data, int root, Duration timeout) {
-  return taken() ? group_->Broadcast(data, root, timeout) : health();
+  const auto g = group();
+  return g != nullptr ? g->Broadcast(data, root, timeout) : health();
 }
 absl::Status GroupSeat::AllToAllV(std::span<const std::byte> send,
                                   std::span<const size_t> send_bytes, std::span<std::byte> recv,
                                   std::span<const size_t> recv_bytes, Duration timeout) {
-  return taken() ? group_->AllToAllV(send, send_bytes, recv, recv_bytes, timeout) : health();
+  const auto g = group();
+  return g != nullptr ? g->AllToAllV(send, send_bytes, recv, recv_bytes, timeout) : health();
 }
 absl::Status GroupSeat::Barrier(Duration timeout) {
-  return taken() ? group_->Barrier(timeout) : health();
+  const auto g = group();
+  return g != nullptr ? g->Barrier(timeout) : health();
 }
 
 bool GroupSeat::is_present(int rank) const {
-  return taken() ? group_->is_present(rank) : rank == rank_;
+  const auto g = group();
+  return g != nullptr ? g->is_present(rank) : rank == rank_;
 }
-uint64_t GroupSeat::generation() const { return taken() ? group_->generation() : 0; }
+uint64_t GroupSeat::generation() const {
+  const auto g = group();
+  return g != nullptr ? g->generation() : 0;
+}
 absl::Status GroupSeat::health() const {
-  if (taken()) return group_->health();
+  const auto g = group();
+  if (g != nullptr) return g->health();
   return absl::UnavailableError(absl::StrCat("rank ", rank_, " is in no group"));
 }
 std::vector<int> GroupSeat::lost_ranks() const {
-  return taken() ? group_->lost_ranks() : std::vector<int>();
+  const auto g = group();
+  return g != nullptr ? g->lost_ranks() : std::vector<int>();
 }
 void GroupSeat::Abort(const absl::Status& why) {
-  if (taken()) group_->Abort(why);
+  const auto g = group();
+  if (g != nullptr) g->Abort(why);
 }
 void GroupSeat::SetWakeup(std::function<void()> wakeup) {
-  wakeup_ = std::move(wakeup);
-  if (taken()) group_->SetWakeup(wakeup_);
+  std::shared_ptr<Collectives> g;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    wakeup_ = wakeup;
+    g = group_;
+  }
+  if (g != nullptr) g->SetWakeup(std::move(wakeup));
 }
 void GroupSeat::Ring() {
-  if (taken()) group_->Ring();
+  const auto g = group();
+  if (g != nullptr) g->Ring();
 }
-bool GroupSeat::PeerWaits() const { return taken() && group_->PeerWaits(); }
+bool GroupSeat::PeerWaits() const {
+  const auto g = group();
+  return g != nullptr && g->PeerWaits();
+}
 
 }  // namespace baton::transport

@@ -5,11 +5,14 @@
 // a Rendezvous makes. What computes with the group keeps a pointer to the seat; who forms the group
 // anew changes what stands behind it, on the loop's thread and between calls.
 //
+// Take and Leave may run beside what any thread may call of Collectives.
+//
 // Without a group every call fails with UNAVAILABLE, nobody waits and nobody is present but this
 // rank.
 
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -25,8 +28,8 @@ class GroupSeat final : public Collectives {
   // From here on the calls are the group's. Loop's thread.
   void Take(std::unique_ptr<Collectives> group);
   // Leaves the group, if there is one: for the others this rank is gone. Loop's thread.
-  void Leave() { group_.reset(); }
-  bool taken() const { return group_ != nullptr; }
+  void Leave();
+  bool taken() const { return group() != nullptr; }
 
   int world_size() const override { return world_size_; }
   int rank() const override { return rank_; }
@@ -48,10 +51,16 @@ class GroupSeat final : public Collectives {
   bool PeerWaits() const override;
 
  private:
+  std::shared_ptr<Collectives> group() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return group_;
+  }
+
   const int world_size_;
   const int rank_;
-  std::function<void()> wakeup_;
-  std::unique_ptr<Collectives> group_;  // null: none
+  mutable std::mutex mutex_;
+  std::function<void()> wakeup_;        // guarded by mutex_
+  std::shared_ptr<Collectives> group_;  // guarded by mutex_; null: none
 };
 
 }  // namespace baton::transport
