@@ -27,6 +27,7 @@ constexpr Duration kCheckInterval = Duration::Millis(200);
 constexpr Duration kLongestSleep = Duration::Seconds(5);
 constexpr int kMaxCloseRounds = 400;  // of a millisecond
 constexpr Duration kCloseLimit = Duration::Seconds(2);
+constexpr Duration kFlushLimit = Duration::Seconds(1);
 
 }  // namespace
 
@@ -282,8 +283,19 @@ void UcxEngine::CheckStalls() {
   }
 }
 
+// What has been sent is still to arrive: a send has ended when UCX has its bytes, and closing a
+// connection by force throws away what has not left yet. Bounded: peers may have gone.
+void UcxEngine::FlushSends() {
+  ucp_request_param_t param = {};
+  ucs_status_ptr_t flush = ucp_worker_flush_nbx(worker_.get(), &param);
+  if (!UCS_PTR_IS_PTR(flush)) return;
+  ProgressWhile([flush] { return ucp_request_check_status(flush) == UCS_INPROGRESS; }, kFlushLimit);
+  ucp_request_free(flush);
+}
+
 // Ends everything that UCX knows of; bounded, so that a hanging fabric cannot hold up the process.
 void UcxEngine::ShutDown() {
+  FlushSends();
   for (; !announced_.empty(); announced_.pop_front()) {
     ucp_am_data_release(worker_.get(), announced_.front().descriptor);
   }

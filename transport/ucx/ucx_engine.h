@@ -145,6 +145,7 @@ class UcxEngine {
   void ReapClosing();
   void PublishEvents();
   void Sleep();
+  void FlushSends();
   void ShutDown();
   void CloseListener();
   void ProgressWhile(const std::function<bool()>& unfinished, Duration limit);
