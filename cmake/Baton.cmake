@@ -30,7 +30,9 @@ endif()
 # which only looks at its children from outside fails as well.
 # ThreadSanitizer must not judge what libraries that are not instrumented do among themselves.
 set(BATON_TEST_ENVIRONMENT
-    ASAN_OPTIONS=detect_stack_use_after_return=1
+    # Not detect_stack_use_after_return: its stack frames are less aligned than GCC 12 takes them to be for vectors of 64
+    # bytes (GCC bug 110027).
+    ASAN_OPTIONS=detect_stack_use_after_return=0
     LSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/lsan.supp:print_suppressions=0
     TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1:second_deadlock_stack=1:suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp
     UBSAN_OPTIONS=print_stacktrace=1)

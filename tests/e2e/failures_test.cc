@@ -105,7 +105,9 @@ TEST(Failures, SigtermLetsRunningRequestsFinish) {
   Thread running("client", [&] {
     const absl::StatusOr<server::ClientResult> result =
         cluster.Connect()->Generate(request, TakeAll);
-    EXPECT_TRUE(result.ok()) << result.status();
+    EXPECT_TRUE(result.ok()) << result.status() << "\n"
+                             << cluster.router().Log() << cluster.decode().Log()
+                             << cluster.prefill(0).Log();
     if (result.ok()) {
       EXPECT_THAT(result->token_ids, ElementsAreArray(alone->token_ids));
     }

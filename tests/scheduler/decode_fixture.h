@@ -106,7 +106,8 @@ class DecodePlannerTest : public testing::Test {
 
   PassFinished Pass(TokenId token = 6) {
     PassFinished finished;
-    for (const SequenceSlice& slice : h.All<RunDecodePass>().at(0).plan.slices) {
+    const RunDecodePass pass = h.All<RunDecodePass>().at(0);
+    for (const SequenceSlice& slice : pass.plan.slices) {
       if (!slice.sample) continue;
       SampledToken sampled;
       sampled.key = slice.key;
