@@ -31,7 +31,7 @@ struct EmbeddedRank {
   // Prefill's, and of an only decode rank that rounds rows; null: the only one.
   std::unique_ptr<transport::Collectives> collectives;
   std::unique_ptr<decode_worker::DecodeGroup> group;  // decode's; null: the only one
-  std::unique_ptr<model::Runner> runner;                // may use either
+  std::unique_ptr<model::Runner> runner;              // may use either
   std::unique_ptr<transport::KvTransport> transport;
 };
 

@@ -240,7 +240,9 @@ TEST_F(LearningRouterTest, RequiresThatAllWorkersAgree) {
   }
   EXPECT_THAT(lines, HasSubstr("router router-here (with the model of "));
   EXPECT_THAT(lines, HasSubstr("model hash is '"));
-  EXPECT_THAT(lines, HasSubstr("give both the same checkpoint, KV and expert settings and version of baton"));
+  EXPECT_THAT(
+      lines,
+      HasSubstr("give both the same checkpoint, KV and expert settings and version of baton"));
 }
 
 }  // namespace
