@@ -126,12 +126,12 @@ absl::Status Decoder::InstallExperts(const scheduler::ActiveExperts& active) {
   return absl::OkStatus();
 }
 
-PassContext Decoder::ContextOf(const Part& part, const Share& own) const {
+PassContext Decoder::ContextOf(const Part& part) const {
   return {.device = device_,
           .config = model_.config,
           .a = part.a,
           .group = options_.group,
-          .own = own,
+          .own = part.own,
           .form = part.batch.form,
           .cos = cos_,
           .sin = sin_,
@@ -154,15 +154,19 @@ absl::Status Decoder::Upload(const Part& part, kernels::PagedBatch& paged) {
   return absl::OkStatus();
 }
 
+// This rank's rows of a pass.
+Share Decoder::OwnRows(int32_t rows) const {
+  const RankGroup& group = options_.group;
+  return group.tensor() ? ShareOf(rows, group.rank(), group.ranks()) : Share{0, rows, rows};
+}
+
 // Fills the first `parts` of parts_. A part is some whole slices.
 void Decoder::SplitPlan(const scheduler::BatchPlan& plan, int32_t parts) {
   if (parts == 1) {
-    parts_[0].plan = &plan;
-    BuildBatch(plan, cache_.page_tokens(), parts_[0].batch);
-    parts_[0].a = activations_.ForRows(
-        plan.total_rows, options_.group.tensor() ? ShareOf(plan.total_rows, options_.group.rank(),
-                                                           options_.group.ranks())
-                                                 : Share{0, plan.total_rows, plan.total_rows});
+    Part& whole = parts_[0];
+    BuildBatch(plan, cache_.page_tokens(), whole.batch);
+    whole.own = OwnRows(plan.total_rows);
+    whole.a = activations_.ForRows(plan.total_rows, whole.own);
     return;
   }
   for (scheduler::BatchPlan& part : part_plans_) {
@@ -180,10 +184,10 @@ void Decoder::SplitPlan(const scheduler::BatchPlan& plan, int32_t parts) {
   Activations left = activations_;
   for (size_t p = 0; p < parts_.size(); ++p) {
     Part& part = parts_[p];
-    part.plan = &part_plans_[p];
-    BuildBatch(*part.plan, cache_.page_tokens(), part.batch);
+    BuildBatch(part_plans_[p], cache_.page_tokens(), part.batch);
     const int32_t rows = part.batch.rows;
-    part.a = left.ForRows(rows, {0, rows, rows});
+    part.own = OwnRows(rows);
+    part.a = left.ForRows(rows, part.own);
     left = left.Behind(rows, part.batch.sequences,
                        int64_t{part.batch.sequences} * part.batch.sequence_pages);
   }
@@ -209,10 +213,7 @@ absl::Status Decoder::Forward(const scheduler::BatchPlan& plan, LayerObserver* o
   BATON_CHECK(parts == 1 || (parts == 2 && queue_ != nullptr));
   BATON_RETURN_IF_ERROR(CheckPlan(plan, plan_limits_));
   rows_ = plan.total_rows;
-  own_ = {0, rows_, rows_};
-  if (options_.group.tensor()) {
-    own_ = ShareOf(rows_, options_.group.rank(), options_.group.ranks());
-  }
+  own_ = OwnRows(rows_);
   ListFinishedRows(plan, logit_rows);
   for (const auto& exchange : exchanges_) {
     if (exchange != nullptr) exchange->UseQueue(parts > 1 ? queue_.get() : nullptr);
@@ -228,8 +229,7 @@ absl::Status Decoder::RunPlan(const scheduler::BatchPlan& plan, LayerObserver* o
   std::vector<PassContext> passes;
   for (int32_t p = 0; p < parts; ++p) {
     const Part& part = parts_[static_cast<size_t>(p)];
-    PassContext& pass = passes.emplace_back(
-        ContextOf(part, parts == 1 ? own_ : Share{0, part.batch.rows, part.batch.rows}));
+    PassContext& pass = passes.emplace_back(ContextOf(part));
     BATON_RETURN_IF_ERROR(Upload(part, pass.batch));
     BATON_RETURN_IF_ERROR(Embed(
         device_, {.ids = part.a.own_ids, .table = model_.weights.embed, .out = part.a.hidden}));
@@ -344,7 +344,7 @@ absl::Status Decoder::FinishLastLayerOf(const scheduler::BatchPlan& plan, int32_
     part.batch.ids.assign(first, first + rows);  // what to gather
     begin += rows;
     part.a.hidden = part.a.picked;
-    PassContext& pass = passes.emplace_back(ContextOf(part, {0, rows, rows}));
+    PassContext& pass = passes.emplace_back(ContextOf(part));
     BATON_RETURN_IF_ERROR(Upload(part, pass.batch));
     BATON_RETURN_IF_ERROR(
         Embed(device_, {.ids = part.a.own_ids, .table = hidden, .out = part.a.hidden}));

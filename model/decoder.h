@@ -87,13 +87,14 @@ class Decoder {
           const DecoderOptions& options);
   // Rows that go through the layers together.
   struct Part {
-    const scheduler::BatchPlan* plan = nullptr;
     Batch batch;
     Activations a;
+    Share own;  // this rank's of its rows
   };
   void SplitPlan(const scheduler::BatchPlan& plan, int32_t parts);
   void ListFinishedRows(const scheduler::BatchPlan& plan, LogitRows logit_rows);
-  PassContext ContextOf(const Part& part, const Share& own) const;
+  PassContext ContextOf(const Part& part) const;
+  Share OwnRows(int32_t rows) const;
   absl::Status Upload(const Part& part, kernels::PagedBatch& paged);
   absl::Status RunPlan(const scheduler::BatchPlan& plan, LayerObserver* observer, int32_t parts);
   absl::Status RunLayers(std::span<const PassContext> passes, LayerObserver* observer);
