@@ -67,17 +67,16 @@ absl::StatusOr<transport::UcxGroupOptions> MeetingPlace(const Config& config, Ru
 
 }  // namespace
 
+std::unique_ptr<transport::Collectives> GroupOfOne(const model::RunnerOptions& options) {
+  if (options.group.dispatch == model::Dispatch::kActivations) return nullptr;
+  return transport::MakeSoloCollectives();
+}
+
 absl::StatusOr<std::vector<std::unique_ptr<transport::Collectives>>> FormThreadGroup(
     const Config& config, RunnerRole role, std::shared_ptr<Clock> clock) {
   using Joined = absl::StatusOr<std::unique_ptr<transport::Collectives>>;
   const int32_t ranks = RanksOf(config, role);
   std::vector<std::unique_ptr<transport::Collectives>> group(static_cast<size_t>(ranks));
-  if (ranks == 1) {
-    if (role == RunnerRole::kDecode && config.decode().expert_dispatch() == "fp8") {
-      group[0] = transport::MakeSoloCollectives();
-    }
-    return group;
-  }
   transport::InprocGroups groups(std::move(clock));
   std::vector<Joined> joined(group.size());
   {

@@ -23,8 +23,11 @@
 
 namespace baton::server {
 
-// A group whose ranks are threads of this process: one handle for each rank, in their order. For
-// a worker of one rank null, or a group of one where its rows are rounded on their way to experts.
+// For a worker of one rank: null, or a group of one where its rows are rounded on their way to
+// experts.
+std::unique_ptr<transport::Collectives> GroupOfOne(const model::RunnerOptions& options);
+
+// A group whose ranks are threads of this process: one handle for each rank, in their order.
 absl::StatusOr<std::vector<std::unique_ptr<transport::Collectives>>> FormThreadGroup(
     const Config& config, RunnerRole role, std::shared_ptr<Clock> clock);
 

@@ -46,7 +46,9 @@ absl::StatusOr<std::vector<EmbeddedRank>> MakeRanks(const Config& config, Runner
   BATON_ASSIGN_OR_RETURN(model::RunnerOptions options,
                          RunnerOptionsFor(config, role, *files.model));
   std::vector<EmbeddedRank> ranks(static_cast<size_t>(RanksOf(config, role)));
-  if (role == RunnerRole::kPrefill || ranks.size() == 1) {
+  if (ranks.size() == 1) {
+    ranks[0].collectives = GroupOfOne(options);
+  } else if (role == RunnerRole::kPrefill) {
     BATON_ASSIGN_OR_RETURN(auto group, FormThreadGroup(config, role, clock));
     for (size_t i = 0; i < ranks.size(); ++i) ranks[i].collectives = std::move(group[i]);
   } else {
@@ -173,9 +175,8 @@ absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole rol
     BATON_ASSIGN_OR_RETURN(parts.collectives,
                            JoinProcessGroup(config, role, parts.rank, files.description.hash,
                                             parts.options, clock, signals, log));
-  }
-  if (parts.collectives == nullptr && parts.options.group.dispatch == model::Dispatch::kFp8) {
-    parts.collectives = transport::MakeSoloCollectives();
+  } else {
+    parts.collectives = GroupOfOne(parts.options);
   }
   parts.options.group.collectives = parts.collectives.get();
   BATON_ASSIGN_OR_RETURN(auto runner, model::CreateRunner(files.model, parts.options));
