@@ -6,7 +6,6 @@ import json
 import math
 import pathlib
 import re
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,12 +19,6 @@ import yaml
 SCRAPE_S = 1
 LOAD_LIMIT_S = 180  # a sanitized server on a busy machine needs much of it, others a few seconds
 STREAMS = 3
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def dashboard():
@@ -107,7 +100,7 @@ class LiveTest(unittest.TestCase):
         config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{cls.ports['http']}"]
         path, log = cls.dir / "prometheus.yml", cls.dir / "prometheus.log"
         path.write_text(yaml.safe_dump(config))
-        cls.prometheus = f"http://127.0.0.1:{(port := free_port())}"
+        cls.prometheus = f"http://127.0.0.1:{(port := harness.free_port())}"
         child = cls.enterClassContext(harness.process(
             ["prometheus", f"--config.file={path}", f"--storage.tsdb.path={cls.dir / 'data'}",
              f"--web.listen-address=127.0.0.1:{port}"], log))

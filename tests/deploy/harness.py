@@ -4,7 +4,9 @@ import argparse
 import contextlib
 import os
 import pathlib
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -42,11 +44,31 @@ def tool(name):
     return str(pathlib.Path(sys.executable).parent / name)
 
 
-def render_manifests():
-    """Every object of the Kubernetes base, as kustomize renders it."""
-    rendered = subprocess.run([tool("kubectl"), "kustomize", str(source() / "deploy/kubernetes/base")],
+def render_manifests(folder):
+    """Every object of a folder of deploy/kubernetes, or of a copy of it, as kustomize renders it."""
+    path = source() / "deploy/kubernetes" / folder  # an absolute folder stands for itself
+    rendered = subprocess.run([tool("kubectl"), "kustomize", str(path)],
                               check=True, capture_output=True, text=True).stdout
     return [obj for obj in yaml.safe_load_all(rendered) if obj]
+
+
+def container_of(workload):
+    """The one container of a Deployment or StatefulSet."""
+    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    return container
+
+
+def environment_of(workload):
+    """A pod's environment as the kubelet makes it: fields of labels, then $(NAME) of what stands above."""
+    labels = workload["spec"]["template"]["metadata"]["labels"]
+    env = {}
+    for entry in container_of(workload).get("env", []):
+        if "valueFrom" in entry:
+            path = entry["valueFrom"]["fieldRef"]["fieldPath"]
+            env[entry["name"]] = labels[re.fullmatch(r"metadata\.labels\['(.+)'\]", path).group(1)]
+        else:
+            env[entry["name"]] = re.sub(r"\$\((\w+)\)", lambda m: env[m.group(1)], entry["value"])
+    return env
 
 
 def config_map_file(objects):
@@ -80,6 +102,12 @@ def wait_until(condition, what, log=None, child=None, timeout_s=START_TIMEOUT_S)
     tail = pathlib.Path(log).read_text(errors="replace")[-4000:] if log else ""
     status = f", exit status {child.returncode}" if child is not None and child.poll() is not None else ""
     raise AssertionError(f"waited {timeout_s} s in vain for {what}{status}\n{tail}")
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def http_ok(url):

@@ -1,9 +1,11 @@
 """The role commands of the manifests run as local processes on the ConfigMap's file and complete a request.
 
-Only addresses differ from the cluster: environment variables, which override the file, put every port on loopback. The
-router gets a checkpoint directory without weights.
+Only addresses differ from the cluster: environment variables, which override the file, put every port on loopback, and
+a rank's number stands in one, where in the cluster it is in the pod's name. The router gets a checkpoint directory
+without weights.
 """
 
+import contextlib
 import pathlib
 import shutil
 import signal
@@ -16,15 +18,37 @@ import harness
 LOCAL_ANY = "127.0.0.1:0"
 
 
-class RolesTest(unittest.TestCase):
+class Pod:
+    """A process that runs the container of a role."""
+
+    def __init__(self, name, child, log, http, ports):
+        self.name, self.child, self.log, self.http, self.ports_file = name, child, log, http, ports
+
+    def probe(self, path):
+        return harness.http_ok(f"http://{self.http}{path}")
+
+    def wait_for(self, condition, what):
+        harness.wait_until(condition, f"{self.name} to be {what}", self.log, self.child)
+
+    def ports(self):
+        """Once it serves."""
+        self.wait_for(self.ports_file.exists, "serving")
+        return dict(line.split("=") for line in self.ports_file.read_text().split())
+
+    def text(self):
+        return self.log.read_text(errors="replace")
+
+
+class Cluster(unittest.TestCase):
+    folder = ""
+
     def setUp(self):
         self.dir = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-        objects = harness.render_manifests()
+        objects = harness.render_manifests(self.folder)
         self.config = self.dir / "baton.yaml"
         self.config.write_text(harness.config_map_file(objects))
-        self.containers = {o["metadata"]["labels"]["app.kubernetes.io/component"]:
-                           o["spec"]["template"]["spec"]["containers"][0]
-                           for o in objects if o["kind"] in ("Deployment", "StatefulSet")}
+        self.workloads = {o["metadata"]["labels"]["app.kubernetes.io/component"]: o
+                          for o in objects if o["kind"] in ("Deployment", "StatefulSet")}
 
     def router_checkpoint(self):
         """The demo model as a router needs it: its JSON files, no weights."""
@@ -35,41 +59,95 @@ class RolesTest(unittest.TestCase):
             shutil.copy(demo / name, folder)
         return folder
 
-    def start(self, role, env):
-        """Starts the container's command; returns the process and its ports once it serves."""
-        arguments = [a.replace("/etc/baton/baton.yaml", str(self.config)) for a in self.containers[role]["args"]]
+    def start(self, role, env, name=None):
+        """Starts the container's command."""
+        workload, name = self.workloads[role], name or role
+        arguments = [a.replace("/etc/baton/baton.yaml", str(self.config))
+                     for a in harness.container_of(workload)["args"]]
         self.assertIn(str(self.config), " ".join(arguments))
-        log, ports = self.dir / f"{role}.log", self.dir / f"{role}.ports"
+        log, ports, http = self.dir / f"{name}.log", self.dir / f"{name}.ports", f"127.0.0.1:{harness.free_port()}"
         child = self.enterContext(harness.process(
             [harness.baton(), *arguments, f"--port-file={ports}"], log,
-            {"BATON_SERVER_HTTP_ADDRESS": LOCAL_ANY, **env}))
-        harness.wait_until(ports.exists, f"the ports of {role}", log, child)
-        bound = dict(line.split("=") for line in ports.read_text().split())
-        harness.wait_until(lambda: harness.http_ok(f"http://127.0.0.1:{bound['http']}/health"),
-                           f"{role} to be alive", log, child)
-        return child, bound, log
+            {**harness.environment_of(workload), "BATON_SERVER_HTTP_ADDRESS": http, **env}))
+        return Pod(name, child, log, http, ports)
 
-    def test_three_roles_serve_a_completion_and_drain(self):
-        prefill, prefill_ports, prefill_log = self.start("prefill", {"BATON_PREFILL_ADDRESS": LOCAL_ANY})
-        decode, decode_ports, decode_log = self.start("decode", {"BATON_DECODE_ADDRESS": LOCAL_ANY})
-        router, router_ports, router_log = self.start("router", {
+    def start_router(self, prefill, decode):
+        """Over the pods that it may call; returns it ready."""
+        def addresses(pods):
+            return ",".join(f"127.0.0.1:{pod.ports()['grpc']}" for pod in pods)
+        router = self.start("router", {
             "BATON_SERVER_GRPC_ADDRESS": LOCAL_ANY,
             "BATON_MODEL_PATH": str(self.router_checkpoint()),
-            "BATON_ROUTER_PREFILL_WORKERS": f"127.0.0.1:{prefill_ports['grpc']}",
-            "BATON_ROUTER_DECODE_WORKERS": f"127.0.0.1:{decode_ports['grpc']}"})
-        harness.wait_until(lambda: harness.http_ok(f"http://127.0.0.1:{router_ports['http']}/ready"),
-                           "the router to reach its workers", router_log, router)
-        done = subprocess.run([harness.baton(), "complete", "--server", f"127.0.0.1:{router_ports['grpc']}",
+            "BATON_ROUTER_PREFILL_WORKERS": addresses(prefill),
+            "BATON_ROUTER_DECODE_WORKERS": addresses(decode)})
+        router.wait_for(lambda: router.probe("/ready"), "connected to its workers")
+        return router
+
+    def complete(self, router):
+        done = subprocess.run([harness.baton(), "complete", "--server", f"127.0.0.1:{router.ports()['grpc']}",
                                "--max-tokens", "8", "The command"], capture_output=True, text=True, timeout=60)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertTrue(done.stdout.strip(), "the completion is empty")
+        return done.stdout
+
+    def end(self, *together):
+        """What Kubernetes does to end pods."""
+        for pod in together:
+            pod.child.send_signal(signal.SIGTERM)
+        for pod in together:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                pod.child.wait(timeout=30)
+            self.assertEqual(pod.child.returncode, 0, f"{pod.name} did not drain\n{pod.text()}")
+
+
+class RolesTest(Cluster):
+    folder = "base"
+
+    def test_three_roles_serve_a_completion_and_drain(self):
+        prefill = self.start("prefill", {"BATON_PREFILL_ADDRESS": LOCAL_ANY})
+        decode = self.start("decode", {"BATON_DECODE_ADDRESS": LOCAL_ANY})
+        router = self.start_router([prefill], [decode])
+        for pod in (prefill, decode, router):
+            self.assertTrue(pod.probe("/health"), pod.name)
+        self.complete(router)
         # Workers name themselves by the port that they got, not by the 0 that they asked for.
-        self.assertRegex(prefill_log.read_text(), rf'"peer": ?"[^"]+:{decode_ports["grpc"]}"')
-        # What Kubernetes does to end a pod, front to back.
-        for name, child, log in (("router", router, router_log), ("decode", decode, decode_log),
-                                 ("prefill", prefill, prefill_log)):
-            child.send_signal(signal.SIGTERM)
-            self.assertEqual(child.wait(timeout=30), 0, f"{name} did not drain\n{log.read_text(errors='replace')}")
+        self.assertRegex(prefill.text(), rf'"peer": ?"[^"]+:{decode.ports()["grpc"]}"')
+        for pod in (router, decode, prefill):  # front to back
+            self.end(pod)
+
+
+class GroupsTest(Cluster):
+    folder = "groups"
+
+    def setUp(self):
+        super().setUp()
+        self.addresses = {role: [f"127.0.0.1:{harness.free_port()}" for _ in range(self.ranks(role))]
+                          for role in ("prefill", "decode")}
+
+    def ranks(self, role):
+        return self.workloads[role]["spec"]["replicas"]
+
+    def start_rank(self, role, rank):
+        key = f"BATON_{role.upper()}"
+        return self.start(role, {f"{key}_ADDRESS": LOCAL_ANY, f"{key}_RANK": str(rank),
+                                 f"{key}_GROUP_ADDRESSES": ",".join(self.addresses[role])}, f"{role}-{rank}")
+
+    def passes(self, pod, probe):
+        return pod.probe(harness.container_of(self.workloads[pod.name.split("-")[0]])[probe]["httpGet"]["path"])
+
+    def test_groups_meet_serve_a_completion_and_drain(self):
+        follower = self.start_rank("prefill", 1)
+        follower.wait_for(lambda: self.passes(follower, "livenessProbe"), "alive")
+        self.assertFalse(self.passes(follower, "readinessProbe"), "ready without its leader")
+        prefill = [self.start_rank("prefill", 0), follower]
+        decode = [self.start_rank("decode", rank) for rank in range(self.ranks("decode"))]
+        for pod in prefill + decode:
+            pod.wait_for(lambda: self.passes(pod, "readinessProbe"), "ready")
+        router = self.start_router(prefill[:1], decode)
+        self.complete(router)
+        self.end(router)
+        self.end(*decode)
+        self.end(*prefill)
 
 
 if __name__ == "__main__":
