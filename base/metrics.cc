@@ -239,13 +239,24 @@ class MetricsBinder {
     }
   }
 
+  void BindPasses(WorkerMetrics& worker, const std::string& role) {
+    Bind(worker.batch_rows, "baton_batch_rows", {{"role", role}});
+    Bind(worker.step_seconds, "baton_step_seconds", {{"role", role}});
+  }
+
+  void Bind(HandoffSendMetrics& handoff) {
+    Bind(handoff.bytes_total, "baton_handoff_sent_bytes_total");
+    Bind(handoff.messages_total, "baton_handoff_sent_messages_total");
+    Bind(handoff.seconds, "baton_handoff_send_seconds");
+    Bind(handoff.failures_total, "baton_handoff_send_failures_total");
+  }
+
   void Bind(WorkerMetrics& worker, const std::string& role) {
     const Labels labels{{"role", role}};
     Bind(worker.running_requests, "baton_running_requests", labels);
     Bind(worker.kv_pages_capacity, "baton_kv_pages_capacity", labels);
     Bind(worker.kv_pages_used, "baton_kv_pages_used", labels);
-    Bind(worker.batch_rows, "baton_batch_rows", labels);
-    Bind(worker.step_seconds, "baton_step_seconds", labels);
+    BindPasses(worker, role);
     Bind(worker.prefix_cache_pages, "baton_prefix_cache_pages", labels);
     Bind(worker.prefix_cache_lookup_tokens_total, "baton_prefix_cache_lookup_tokens_total", labels);
     Bind(worker.prefix_cache_hit_tokens_total, "baton_prefix_cache_hit_tokens_total", labels);
@@ -286,8 +297,12 @@ class MetricsBinder {
     Bind(prefill.queue_requests, "baton_prefill_queue_requests");
     Bind(prefill.queue_tokens, "baton_prefill_queue_tokens");
     Bind(prefill.tokens_total, "baton_prefill_tokens_total");
-    Bind(prefill.handoff_sent_bytes_total, "baton_handoff_sent_bytes_total");
-    Bind(prefill.handoff_sent_messages_total, "baton_handoff_sent_messages_total");
+    Bind(prefill.handoff);
+  }
+
+  void BindFollower(PrefillMetrics& prefill) {
+    BindPasses(prefill.worker, "prefill");
+    Bind(prefill.handoff);
   }
 
   void Bind(DecodeMetrics& decode) {
@@ -354,9 +369,9 @@ struct Metrics::State {
   // as here.
   prometheus::Registry registry{prometheus::Registry::InsertBehavior::Merge};
   MetricsOptions options;
-  std::once_flag router_bound, prefill_bound, decode_bound, experts_bound;
+  std::once_flag router_bound, prefill_bound, follower_bound, decode_bound, experts_bound;
   RouterMetrics router;
-  PrefillMetrics prefill;
+  PrefillMetrics prefill, follower;
   DecodeMetrics decode;
   ExpertMetrics experts;
 };
@@ -385,6 +400,12 @@ const PrefillMetrics& Metrics::prefill() {
   std::call_once(state_->prefill_bound,
                  [this] { MetricsBinder(state_->registry).Bind(state_->prefill); });
   return state_->prefill;
+}
+
+const PrefillMetrics& Metrics::prefill_follower() {
+  std::call_once(state_->follower_bound,
+                 [this] { MetricsBinder(state_->registry).BindFollower(state_->follower); });
+  return state_->follower;
 }
 
 const DecodeMetrics& Metrics::decode() {

@@ -163,13 +163,20 @@ struct WorkerMetrics {
   CounterHandle prefix_cache_evicted_pages_total;
 };
 
+// What a prefill rank sends: its own share of each hand-off.
+struct HandoffSendMetrics {
+  CounterHandle bytes_total;
+  CounterHandle messages_total;
+  HistogramHandle seconds;
+  CounterHandle failures_total;
+};
+
 struct PrefillMetrics {
   WorkerMetrics worker;  // role="prefill"
   GaugeHandle queue_requests;
   GaugeHandle queue_tokens;
   CounterHandle tokens_total;
-  CounterHandle handoff_sent_bytes_total;
-  CounterHandle handoff_sent_messages_total;
+  HandoffSendMetrics handoff;
 };
 
 struct DecodeMetrics {
@@ -243,6 +250,9 @@ class Metrics {
   // Each group's series appear, at zero, from the first call on.
   const RouterMetrics& router();
   const PrefillMetrics& prefill();
+  // Of a rank that follows the leader of its group, in a process of its own: its passes and its
+  // share of hand-offs. What the leader shows for all is not here; its handles record nothing.
+  const PrefillMetrics& prefill_follower();
   const DecodeMetrics& decode();
   const ExpertMetrics& experts();
 

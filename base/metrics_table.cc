@@ -81,6 +81,11 @@ constexpr MetricSpec kSpecs[] = {
      ""},
     {"baton_handoff_sent_bytes_total", kC, "Payload bytes posted to decode ranks.", ""},
     {"baton_handoff_sent_messages_total", kC, "Hand-off messages posted to decode ranks.", ""},
+    {"baton_handoff_send_seconds", kH,
+     "A rank's share of a request's hand-off: its first message posted to its last one.", "",
+     kStepSeconds},
+    {"baton_handoff_send_failures_total", kC,
+     "Shares of hand-offs that a rank gave up: the decode rank is gone, or cannot be reached.", ""},
     // Decode
     {"baton_landing_requests", kG,
      "Requests that hold landing pages and whose hand-off is not complete.", ""},

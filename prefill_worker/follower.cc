@@ -10,6 +10,7 @@
 #include "base/bounded_queue.h"
 #include "base/status_macros.h"
 #include "base/thread.h"
+#include "model/metered_runner.h"
 #include "prefill_worker/group_follower.h"
 
 namespace baton::prefill_worker {
@@ -23,11 +24,13 @@ class FollowerImpl final : public Follower {
   FollowerImpl(const FollowerOptions& options, Clock& clock,
                std::unique_ptr<transport::Collectives> collectives,
                std::unique_ptr<model::Runner> runner,
-               std::unique_ptr<transport::KvTransport> transport, const Log& log)
+               std::unique_ptr<transport::KvTransport> transport, const PrefillMetrics& metrics,
+               const Log& log)
       : clock_(clock),
         log_(log),
         collectives_(std::move(collectives)),
         runner_(std::move(runner)),
+        metered_runner_(*runner_, clock, metrics.worker),
         transport_(std::move(transport)),
         link_(*collectives_, options.timeout),
         max_wait_(options.poll_interval > Duration() ? options.poll_interval : kMaxWait) {}
@@ -42,8 +45,9 @@ class FollowerImpl final : public Follower {
 
   absl::Status Start(const FollowerOptions& options) {
     transport_->SetWakeup([this] { wakeups_.Wake(); });
-    BATON_ASSIGN_OR_RETURN(follower_, GroupFollower::Create(options.handoff, clock_, link_,
-                                                            *runner_, std::move(transport_)));
+    BATON_ASSIGN_OR_RETURN(follower_,
+                           GroupFollower::Create(options.handoff, clock_, link_, metered_runner_,
+                                                 std::move(transport_)));
     collectives_->SetWakeup([this] { wakeups_.Wake(); });
     thread_.emplace("prefill-" + std::to_string(link_.rank()), [this] { Run(); });
     return absl::OkStatus();
@@ -82,6 +86,7 @@ class FollowerImpl final : public Follower {
   BoundedQueue<int> wakeups_{1};
   const std::unique_ptr<transport::Collectives> collectives_;
   const std::unique_ptr<model::Runner> runner_;
+  model::MeteredRunner metered_runner_;
   std::unique_ptr<transport::KvTransport> transport_;  // until the follower has it
   GroupLink link_;
   const Duration max_wait_;
@@ -98,10 +103,13 @@ class FollowerImpl final : public Follower {
 absl::StatusOr<std::unique_ptr<Follower>> Follower::Start(
     const FollowerOptions& options, Clock& clock,
     std::unique_ptr<transport::Collectives> collectives, std::unique_ptr<model::Runner> runner,
-    std::unique_ptr<transport::KvTransport> transport, const Log& log) {
-  auto follower = std::make_unique<FollowerImpl>(options, clock, std::move(collectives),
-                                                 std::move(runner), std::move(transport), log);
-  BATON_RETURN_IF_ERROR(follower->Start(options));
+    std::unique_ptr<transport::KvTransport> transport, const PrefillMetrics& metrics,
+    const Log& log) {
+  FollowerOptions own = options;
+  own.handoff.metrics = metrics.handoff;
+  auto follower = std::make_unique<FollowerImpl>(
+      own, clock, std::move(collectives), std::move(runner), std::move(transport), metrics, log);
+  BATON_RETURN_IF_ERROR(follower->Start(own));
   return follower;
 }
 

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/metrics.h"
 #include "model/runner.h"
 #include "prefill_worker/handoff_sender.h"
 #include "transport/collectives.h"
@@ -26,11 +27,13 @@ struct FollowerOptions {
 
 class Follower {
  public:
-  // The clock outlives the follower; `runner` uses `collectives`. Fails as HandoffSender::Create.
+  // The clock outlives the follower; `runner` uses `collectives`. Of `metrics` it records its
+  // passes and its share of hand-offs. Fails as HandoffSender::Create.
   static absl::StatusOr<std::unique_ptr<Follower>> Start(
       const FollowerOptions& options, Clock& clock,
       std::unique_ptr<transport::Collectives> collectives, std::unique_ptr<model::Runner> runner,
-      std::unique_ptr<transport::KvTransport> transport, const Log& log);
+      std::unique_ptr<transport::KvTransport> transport, const PrefillMetrics& metrics,
+      const Log& log);
 
   // Ends the thread after the round that it is in; breaks the group unless that is over.
   virtual ~Follower() = default;

@@ -13,7 +13,7 @@ absl::StatusOr<std::unique_ptr<GroupFollower>> GroupFollower::Create(
     std::unique_ptr<transport::KvTransport> transport) {
   BATON_CHECK_NE(link.rank(), GroupLink::kLeader);
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<HandoffSender> sender,
-                         HandoffSender::Create(options, runner, std::move(transport)));
+                         HandoffSender::Create(options, clock, runner, std::move(transport)));
   return std::unique_ptr<GroupFollower>(new GroupFollower(clock, link, runner, std::move(sender)));
 }
 

@@ -22,7 +22,7 @@ using transport::KvMessageHeader;
 using transport::TransferId;
 
 absl::StatusOr<std::unique_ptr<HandoffSender>> HandoffSender::Create(
-    const HandoffSenderOptions& options, model::Runner& runner,
+    const HandoffSenderOptions& options, Clock& clock, model::Runner& runner,
     std::unique_ptr<transport::KvTransport> transport) {
   const model::RunnerInfo& info = runner.info();
   const auto page_bytes =
@@ -40,16 +40,18 @@ absl::StatusOr<std::unique_ptr<HandoffSender>> HandoffSender::Create(
     return absl::InvalidArgumentError("max_peers and max_transport_events must be at least 1");
   }
   auto sender = std::unique_ptr<HandoffSender>(
-      new HandoffSender(options, runner, std::move(transport),
+      new HandoffSender(options, clock, runner, std::move(transport),
                         static_cast<int32_t>(std::min<uint64_t>(limit / page_bytes, 1 << 20))));
   BATON_RETURN_IF_ERROR(sender->transport_->Register(sender->ring_.memory()).status());
   return sender;
 }
 
-HandoffSender::HandoffSender(const HandoffSenderOptions& options, model::Runner& runner,
+HandoffSender::HandoffSender(const HandoffSenderOptions& options, Clock& clock,
+                             model::Runner& runner,
                              std::unique_ptr<transport::KvTransport> transport,
                              int32_t pages_per_message)
     : options_(options),
+      clock_(clock),
       runner_(runner),
       pages_per_message_(pages_per_message),
       ring_(options.staging_bytes),
@@ -62,6 +64,7 @@ void HandoffSender::Open(const scheduler::OpenHandoff& open) {
   call.landing = open.landing;
   const absl::StatusOr<TransferId> transfer = TransferTo(open.landing.transport_address);
   if (!transfer.ok()) {
+    options_.metrics.failures_total.Add();
     finished_.push_back({open.key, transfer.status(), 0, 0});
     return;
   }
@@ -108,6 +111,7 @@ void HandoffSender::DropCall(RequestKey key) {
 
 void HandoffSender::Fail(RequestKey key, absl::Status status) {
   const Call& call = calls_.at(key);
+  options_.metrics.failures_total.Add();
   finished_.push_back({key, std::move(status), call.messages, call.bytes});
   DropCall(key);
 }
@@ -115,6 +119,7 @@ void HandoffSender::Fail(RequestKey key, absl::Status status) {
 void HandoffSender::FinishIfComplete(RequestKey key) {
   const Call& call = calls_.at(key);
   if (!call.all_announced || call.backlog > 0) return;
+  if (call.messages > 0) options_.metrics.seconds.Observe((clock_.Now() - call.begun).seconds());
   finished_.push_back({key, absl::OkStatus(), call.messages, call.bytes});
   DropCall(key);
 }
@@ -222,6 +227,9 @@ HandoffSender::PostResult HandoffSender::PostFront() {
   const absl::Status status = transport_->Post(call.transfer, post, header, payload);
   if (status.ok()) {
     posts_.emplace(post, call.transfer);
+    options_.metrics.messages_total.Add();
+    options_.metrics.bytes_total.Add(static_cast<double>(bytes));
+    if (call.messages == 0) call.begun = clock_.Now();
     ++call.messages;
     call.bytes += bytes;
     call.progressed = true;

@@ -20,6 +20,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/clock.h"
+#include "base/metrics.h"
 #include "model/runner.h"
 #include "prefill_worker/staging_ring.h"
 #include "scheduler/prefill_planner.h"
@@ -36,14 +38,15 @@ struct HandoffSenderOptions {
   // finishes, another one in each layer.
   int32_t rank = 0;
   int32_t ranks = 1;
+  HandoffSendMetrics metrics;  // outlive the sender
 };
 
 class HandoffSender final : public model::LayerObserver {
  public:
   // INVALID_ARGUMENT when one page of one layer does not fit a message or the ring; whatever
-  // Register refuses. `runner` must outlive the sender.
+  // Register refuses. `clock`, for metrics, and `runner` must outlive the sender.
   static absl::StatusOr<std::unique_ptr<HandoffSender>> Create(
-      const HandoffSenderOptions& options, model::Runner& runner,
+      const HandoffSenderOptions& options, Clock& clock, model::Runner& runner,
       std::unique_ptr<transport::KvTransport> transport);
 
   void Open(const scheduler::OpenHandoff& open);
@@ -82,6 +85,7 @@ class HandoffSender final : public model::LayerObserver {
     transport::TransferId transfer;
     uint32_t messages = 0;  // posted
     uint64_t bytes = 0;
+    Tick begun;                  // the first of them
     int32_t backlog = 0;         // pieces in backlog_
     bool all_announced = false;  // the last layer of the last slice has been written
     bool progressed = false;     // something was posted since TakeProgressed
@@ -95,7 +99,7 @@ class HandoffSender final : public model::LayerObserver {
     uint32_t token_count = 0;
   };
 
-  HandoffSender(const HandoffSenderOptions& options, model::Runner& runner,
+  HandoffSender(const HandoffSenderOptions& options, Clock& clock, model::Runner& runner,
                 std::unique_ptr<transport::KvTransport> transport, int32_t pages_per_message);
 
   absl::StatusOr<transport::TransferId> TransferTo(const std::string& address);
@@ -110,6 +114,7 @@ class HandoffSender final : public model::LayerObserver {
   void DropCall(RequestKey key);
 
   const HandoffSenderOptions options_;
+  Clock& clock_;
   model::Runner& runner_;
   const int32_t pages_per_message_;
   StagingRing ring_;

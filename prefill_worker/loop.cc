@@ -29,8 +29,9 @@ absl::StatusOr<std::unique_ptr<PrefillLoop>> PrefillLoop::Create(
                                                    "; each must be at least 1"));
   }
   transport->SetWakeup([&inbox] { inbox.Wake(); });
-  BATON_ASSIGN_OR_RETURN(std::unique_ptr<HandoffSender> sender,
-                         HandoffSender::Create(options.handoff, runner, std::move(transport)));
+  BATON_ASSIGN_OR_RETURN(
+      std::unique_ptr<HandoffSender> sender,
+      HandoffSender::Create(options.handoff, clock, runner, std::move(transport)));
   runner.SetWakeup([&inbox] { inbox.Wake(); });
   return std::unique_ptr<PrefillLoop>(new PrefillLoop(planner, clock, runner, std::move(sender),
                                                       options.group, inbox, outbox, observer));

@@ -157,8 +157,10 @@ class PrefillWorkerImpl final : public PrefillWorker, public PrefillOutbox, publ
         thread_(queue_, clock, options.poll_interval) {}
 
   absl::Status Start(std::unique_ptr<transport::KvTransport> transport) {
+    PrefillLoopOptions options = options_.loop;
+    options.handoff.metrics = metrics_.handoff;
     BATON_ASSIGN_OR_RETURN(std::unique_ptr<PrefillLoop> loop,
-                           PrefillLoop::Create(options_.loop, clock_, metered_runner_,
+                           PrefillLoop::Create(options, clock_, metered_runner_,
                                                std::move(transport), queue_, *this, *this));
     watchers_.SetStatus(loop->initial_status());
     thread_.Start("prefill", std::move(loop));
@@ -202,8 +204,6 @@ class PrefillWorkerImpl final : public PrefillWorker, public PrefillOutbox, publ
     metrics_.queue_requests.Set(report.waiting);
     metrics_.queue_tokens.Set(static_cast<double>(report.queued_tokens));
     metrics_.tokens_total.Add(report.rows);
-    metrics_.handoff_sent_bytes_total.Add(static_cast<double>(report.handoff_bytes));
-    metrics_.handoff_sent_messages_total.Add(static_cast<double>(report.handoff_messages));
     thread_.OnStep(report);
   }
 

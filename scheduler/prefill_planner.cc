@@ -337,8 +337,6 @@ void PrefillPlanner::Release(Calls::iterator it, RequestState end, absl::Status 
   pages_.Free(call.table);
 
   PrefillReport& report = sink.report;
-  report.handoff_messages += call.messages_posted;
-  report.handoff_bytes += call.bytes_posted;
   if (end == RequestState::kLanded) ++report.completed;
   if (end == RequestState::kCancelled) ++report.cancelled;
   if (end == RequestState::kFailed) ++report.failed;

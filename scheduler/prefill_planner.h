@@ -120,9 +120,7 @@ struct PrefillReport {
   uint32_t handoff_failures = 0;  // of `failed`
   uint32_t pass_failures = 0;     // of `failed`
   uint32_t stale_messages = 0;
-  uint32_t rows = 0;  // in this step's pass
-  uint64_t handoff_messages = 0;
-  uint64_t handoff_bytes = 0;
+  uint32_t rows = 0;           // in this step's pass
   uint64_t lookup_tokens = 0;  // of prompts taken on; of these:
   uint64_t hit_tokens = 0;     //   not computed, because they were cached
   uint64_t evicted_pages = 0;

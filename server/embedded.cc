@@ -152,10 +152,11 @@ class EmbeddedImpl final : public Embedded {
                                                .poll_interval = parts.prefill_poll_interval};
       follower.handoff.rank = static_cast<int32_t>(rank);
       EmbeddedRank& own = parts.prefill_ranks[rank];
-      BATON_ASSIGN_OR_RETURN(auto started,
-                             prefill_worker::Follower::Start(
-                                 follower, clock, std::move(own.collectives), std::move(own.runner),
-                                 std::move(own.transport), prefill_log.With({{"rank", rank}})));
+      BATON_ASSIGN_OR_RETURN(
+          auto started,
+          prefill_worker::Follower::Start(follower, clock, std::move(own.collectives),
+                                          std::move(own.runner), std::move(own.transport),
+                                          metrics.prefill(), prefill_log.With({{"rank", rank}})));
       followers_.push_back(std::move(started));
     }
     EmbeddedRank& leader = parts.prefill_ranks.front();

@@ -67,13 +67,14 @@ absl::StatusOr<int> Lead(PrefillProcess process) {
 absl::StatusOr<int> Follow(PrefillProcess process) {
   const Config& config = process.config();
   WorkerParts& parts = process.parts;
-  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<prefill_worker::Follower> follower,
-                         prefill_worker::Follower::Start(
-                             {.handoff = process.loop.handoff,
-                              .timeout = process.group_timeout(),
-                              .poll_interval = FaultPollInterval(config)},
-                             process.clock, std::move(parts.collectives), std::move(parts.runner),
-                             std::move(parts.transport), process.context.log));
+  BATON_ASSIGN_OR_RETURN(
+      const std::unique_ptr<prefill_worker::Follower> follower,
+      prefill_worker::Follower::Start({.handoff = process.loop.handoff,
+                                       .timeout = process.group_timeout(),
+                                       .poll_interval = FaultPollInterval(config)},
+                                      process.clock, std::move(parts.collectives),
+                                      std::move(parts.runner), std::move(parts.transport),
+                                      process.metrics.prefill_follower(), process.context.log));
   RoleProcess role;
   role.not_ready = [&] { return follower->over() ? "ending" : ""; };
   role.drain.begin = [&] { parts.passes->Restart(); };

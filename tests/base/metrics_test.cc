@@ -99,6 +99,23 @@ TEST(Metrics, AProcessShowsOnlyItsRoles) {
   EXPECT_THAT(text, Not(HasSubstr("vllm:time_to_first_token_seconds")));
 }
 
+// A prefill group's pages, queue and tokens are the leader's to show.
+TEST(Metrics, AFollowerShowsItsPassesAndHandoffsAlone) {
+  Metrics metrics(Options(true));
+  const PrefillMetrics& follower = metrics.prefill_follower();
+  follower.worker.batch_rows.Observe(3);
+  follower.handoff.bytes_total.Add(7);
+  follower.tokens_total.Add(3);
+  follower.worker.kv_pages_used.Set(1);
+  const std::string text = metrics.Render();
+  EXPECT_THAT(text, HasSubstr("baton_batch_rows_sum{role=\"prefill\"} 3\n"));
+  EXPECT_THAT(text, HasSubstr("baton_step_seconds_count{role=\"prefill\"} 0\n"));
+  EXPECT_THAT(text, HasSubstr("baton_handoff_sent_bytes_total 7\n"));
+  EXPECT_THAT(text, Not(HasSubstr("baton_prefill_tokens_total")));
+  EXPECT_THAT(text, Not(HasSubstr("baton_kv_pages")));
+  EXPECT_THAT(text, Not(HasSubstr("vllm:")));
+}
+
 TEST(Metrics, HandlesRecord) {
   Metrics metrics(Options(true));
   const RouterMetrics& router = metrics.router();

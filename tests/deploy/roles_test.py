@@ -12,6 +12,7 @@ import signal
 import subprocess
 import tempfile
 import unittest
+import urllib.request
 
 import harness
 
@@ -26,6 +27,12 @@ class Pod:
 
     def probe(self, path):
         return harness.http_ok(f"http://{self.http}{path}")
+
+    def metric(self, series):
+        """Its value; None where the process has no such series."""
+        with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=10) as response:
+            lines = response.read().decode().splitlines()
+        return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(series + " ")), None)
 
     def wait_for(self, condition, what):
         harness.wait_until(condition, f"{self.name} to be {what}", self.log, self.child)
@@ -135,6 +142,16 @@ class GroupsTest(Cluster):
     def passes(self, pod, probe):
         return pod.probe(harness.container_of(self.workloads[pod.name.split("-")[0]])[probe]["httpGet"]["path"])
 
+    def check_what_prefill_ranks_show(self, prefill, decode):
+        """Every rank its own passes and hand-offs; the leader alone what the group has in common."""
+        for pod in prefill:
+            pod.wait_for(lambda: pod.metric('baton_step_seconds_count{role="prefill"}') == 1, "done with its pass")
+            self.assertGreater(pod.metric("baton_handoff_sent_bytes_total"), 0, pod.name)
+            self.assertEqual(pod.metric("baton_handoff_send_seconds_count"), 1, pod.name)
+        sent = sum(pod.metric("baton_handoff_sent_bytes_total") for pod in prefill)
+        self.assertEqual(sent, sum(pod.metric("baton_handoff_received_bytes_total") for pod in decode))
+        self.assertEqual([pod.metric("baton_prefill_tokens_total") is not None for pod in prefill], [True, False])
+
     def test_groups_meet_serve_a_completion_and_drain(self):
         follower = self.start_rank("prefill", 1)
         follower.wait_for(lambda: self.passes(follower, "livenessProbe"), "alive")
@@ -145,6 +162,7 @@ class GroupsTest(Cluster):
             pod.wait_for(lambda: self.passes(pod, "readinessProbe"), "ready")
         router = self.start_router(prefill[:1], decode)
         self.complete(router)
+        self.check_what_prefill_ranks_show(prefill, decode)
         self.end(router)
         self.end(*decode)
         self.end(*prefill)

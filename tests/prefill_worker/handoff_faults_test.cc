@@ -7,6 +7,7 @@
 #include <set>
 #include <vector>
 
+#include "base/clock.h"
 #include "decode_worker/landing.h"
 #include "gtest/gtest.h"
 #include "prefill_worker/handoff_sender.h"
@@ -77,7 +78,7 @@ class Handoffs {
     auto faulty = std::make_unique<transport::FaultyTransport>(
         fabric_.NewEndpoint("prefill", {.max_message_bytes = 512, .staging_bytes = 8192}), options);
     faulty_ = faulty.get();
-    auto sender = HandoffSender::Create({.staging_bytes = 1024, .max_message_bytes = 256},
+    auto sender = HandoffSender::Create({.staging_bytes = 1024, .max_message_bytes = 256}, clock_,
                                         prefill_runner_, std::move(faulty));
     BATON_CHECK_MSG(sender.ok(), sender.status().ToString());
     sender_ = std::move(*sender);
@@ -156,6 +157,7 @@ class Handoffs {
     totals->landing.duplicate += report.duplicate;
   }
 
+  ManualClock clock_;
   sim::StubRunner prefill_runner_, decode_runner_;
   decode_worker::LandingTable table_;
   transport::InprocFabric fabric_;

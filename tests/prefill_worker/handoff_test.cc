@@ -5,10 +5,13 @@
 #include <functional>
 #include <memory>
 #include <set>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "base/clock.h"
+#include "base/metrics.h"
 #include "base/random.h"
 #include "gtest/gtest.h"
 #include "prefill_worker/handoff_sender.h"
@@ -63,7 +66,7 @@ class HandoffSenderTest : public testing::Test {
       : runner_({.total_pages = 16}, nullptr), decode_(fabric_.NewEndpoint("decode")) {}
 
   void Create(HandoffSenderOptions options) {
-    auto sender = HandoffSender::Create(options, runner_, fabric_.NewEndpoint("prefill"));
+    auto sender = HandoffSender::Create(options, clock_, runner_, fabric_.NewEndpoint("prefill"));
     ASSERT_TRUE(sender.ok()) << sender.status();
     sender_ = std::move(*sender);
   }
@@ -107,6 +110,7 @@ class HandoffSenderTest : public testing::Test {
     return headers;
   }
 
+  ManualClock clock_;
   sim::StubRunner runner_;
   transport::InprocFabric fabric_;
   std::unique_ptr<transport::KvTransport> decode_;
@@ -199,7 +203,8 @@ TEST_F(HandoffSenderTest, AddressOfAnotherTransportFailsTheCall) {
 TEST_F(HandoffSenderTest, PageThatFitsNoMessageIsRefusedAtTheStart) {
   HandoffSenderOptions options;
   options.max_message_bytes = 8;
-  const auto sender = HandoffSender::Create(options, runner_, fabric_.NewEndpoint("prefill"));
+  const auto sender =
+      HandoffSender::Create(options, clock_, runner_, fabric_.NewEndpoint("prefill"));
   EXPECT_EQ(sender.status().code(), absl::StatusCode::kInvalidArgument);
 }
 
@@ -247,10 +252,43 @@ class SlowTransport final : public transport::KvTransport {
   std::vector<std::pair<std::span<const std::byte>, std::vector<std::byte>>> posts_;
 };
 
+TEST_F(HandoffSenderTest, MetricsTellWhatWasPostedHowLongItTookAndWhatFailed) {
+  Metrics metrics({});
+  HandoffSenderOptions options;
+  options.metrics = metrics.prefill_follower().handoff;
+  Create(options);
+  const RequestKey key = Open(1);
+  sender_->BeginPass({Slice(key)});
+  for (int32_t layer = 0; layer < sim::kLayers; ++layer) {
+    clock_.Advance(Duration::Millis(250));
+    sender_->OnLayerWritten(layer);
+  }
+  sender_->EndPass();
+  ASSERT_EQ(sender_->TakeFinished().size(), 1u);
+  Open(2);
+  decode_.reset();
+  sender_->Progress();
+  ASSERT_EQ(sender_->TakeFinished().size(), 1u);
+  scheduler::OpenHandoff nowhere{{RequestId(3), 0}, {}};
+  nowhere.landing.transport_address = "carrier pigeon";
+  sender_->Open(nowhere);
+  const std::string text = metrics.Render();
+  const auto shows = [&text](const std::string& name, double value) {
+    std::ostringstream line;
+    line << name << " " << value << "\n";
+    return text.find(line.str()) != std::string::npos;
+  };
+  EXPECT_TRUE(shows("baton_handoff_sent_messages_total", sim::kLayers)) << text;
+  EXPECT_TRUE(shows("baton_handoff_sent_bytes_total", 8.0 * kTokens * sim::kLayers)) << text;
+  EXPECT_TRUE(shows("baton_handoff_send_seconds_sum", 0.25 * (sim::kLayers - 1))) << text;
+  EXPECT_TRUE(shows("baton_handoff_send_seconds_count", 1)) << text;
+  EXPECT_TRUE(shows("baton_handoff_send_failures_total", 2)) << text;
+}
+
 // AddressSanitizer sees it too when the memory goes first.
 TEST_F(HandoffSenderTest, MemoryOutlivesTheTransportThatReadsIt) {
   SlowTransport::Seen seen;
-  auto sender = HandoffSender::Create({}, runner_, std::make_unique<SlowTransport>(&seen));
+  auto sender = HandoffSender::Create({}, clock_, runner_, std::make_unique<SlowTransport>(&seen));
   ASSERT_TRUE(sender.ok()) << sender.status();
   sender_ = std::move(*sender);
   Pass({Slice(Open(1)), Slice(Open(2))});
