@@ -71,7 +71,7 @@ ExpertGroup::ExpertGroup(const ExpertGroupOptions& options, Clock& clock, model:
       host_(*runner.experts()),
       seat_(seat),
       rendezvous_(rendezvous),
-      log_(log.With({{"group", options.group.group_id}, {"rank", options.group.rank}})),
+      log_(log.With({{"group", options.group.group_id}})),
       exchange_(seat, options.timeout),
       mail_(static_cast<size_t>(options.group.world_size)),
       copier_(host_, clock, options.copy_bytes_per_second,

@@ -35,6 +35,7 @@
 #include "base/log.h"
 #include "decode_worker/expert_copier.h"
 #include "decode_worker/expert_messages.h"
+#include "decode_worker/expert_standing.h"
 #include "decode_worker/placement_thread.h"
 #include "decode_worker/step_exchange.h"
 #include "model/expert_host.h"
@@ -52,7 +53,9 @@ struct ExpertGroupOptions {
   transport::GroupOptions group;
   Duration timeout = transport::kDefaultCollectiveTimeout;  // of one exchange
   Duration form_timeout = Duration::Seconds(600);           // until all ranks have come, at first
-  Duration reform_timeout = Duration::Seconds(2);           // later on
+  // Later on: a rank that does not come, though nobody knows it to be lost, is waited for half as
+  // long; a host that keeps silent, as long; and everything in all at most three times as long.
+  Duration reform_timeout = Duration::Seconds(2);
   Duration knock_interval = Duration::Millis(250);  // between looks for ranks that came back
 
   scheduler::RebalanceOptions rebalance;  // its topology's shape is filled in
@@ -118,13 +121,6 @@ class ExpertGroup final : public model::RunnerDecorator {
   void CheckInvariants() const;
 
  private:
-  // What the ranks tell each other when they have formed a group.
-  struct Standing {
-    scheduler::SwitchState state;
-    uint64_t step = 0;
-    uint64_t has_slots = 0;  // 0: a rank that has just come
-  };
-
   ExpertGroup(const ExpertGroupOptions& options, Clock& clock, model::Runner& runner,
               transport::GroupSeat& seat, transport::Rendezvous& rendezvous, const Log& log);
 
@@ -162,10 +158,12 @@ class ExpertGroup final : public model::RunnerDecorator {
 
   // --- forming the group (expert_group_form.cc)
   absl::Status FormFirst();
-  absl::Status Form(const std::vector<int>& absent, Duration timeout);
+  absl::Status Form(const std::vector<int>& guests, Duration timeout);
   absl::Status Recover();
+  absl::Status CheckOwnPlace(const absl::Status& why);
   absl::Status Admit();
   absl::Status Agree();
+  absl::Status Establish(const std::vector<Standing>& standings);
   absl::Status BeginAnew();
   absl::Status GoOn(const std::vector<Standing>& standings);
   absl::Status TellReturned(int32_t teller);
@@ -190,8 +188,9 @@ class ExpertGroup final : public model::RunnerDecorator {
   absl::Status failed_;
   std::atomic<bool> interrupted_{false};
   std::atomic<bool> requested_{false};
-  uint64_t step_ = 0;        // the next one
-  std::vector<int> absent_;  // ranks that the group was formed without
+  uint64_t step_ = 0;               // the next one
+  std::vector<int> absent_;         // ranks that the group was formed without
+  scheduler::ViewHistory history_;  // of the groups that this rank has been in
   Tick next_knock_;
   StepExchange exchange_;
   std::vector<std::vector<std::byte>> mail_;  // [ranks] for the next step

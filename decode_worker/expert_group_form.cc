@@ -21,6 +21,8 @@ using scheduler::ActiveExperts;
 // One wait for the others, after which an interruption is noticed. Longer than a rank that knows
 // them to be in a group already waits before it knocks at their doors.
 constexpr Duration kFirstWait = Duration::Seconds(3);
+// Of ExpertGroupOptions::reform_timeout, for one formation.
+constexpr int64_t kMostPatience = 3;
 // Between attempts to take in a rank that knocked and then did not come.
 constexpr Duration kKnockAgain = Duration::Seconds(5);
 
@@ -55,42 +57,53 @@ absl::Status ExpertGroup::FormFirst() {
 absl::Status ExpertGroup::Recover() {
   // Each round but the last one loses a rank.
   for (int32_t round = 0; round < ranks(); ++round) {
-    const absl::Status why = seat_.health();
-    if (interrupted_.load()) return Fail(why);  // all go
-    const std::vector<int> lost = seat_.lost_ranks();
-    if (lost.empty()) return Fail(why);
-    const std::vector<int> absent = Union(absent_, lost);
-    const bool fenced = std::binary_search(absent.begin(), absent.end(), rank());
-    const std::vector<bool> present = Present();
-    const auto before = std::count(present.begin(), present.end(), true);
-    const auto left = ranks() - static_cast<int64_t>(absent.size());
-    // Who misses most of the others is more likely the one that they miss.
-    if (fenced || 2 * left < before) {
-      return Fail(absl::UnavailableError(
-          absl::StrCat("the group goes on without rank ", rank(), ": ", why.message())));
-    }
-    report_.lost += static_cast<uint32_t>(absent.size() - absent_.size());
-    log_.Warning("the group has lost ranks",
-                 {{"lost", absl::StrJoin(lost, ",")}, {"cause", why.ToString()}});
-    absl::Status formed = Form(absent, options_.reform_timeout);
+    BATON_RETURN_IF_ERROR(CheckOwnPlace(seat_.health()));
+    const uint64_t generation = seat_.generation();
+    absl::Status formed = Form({}, options_.reform_timeout * kMostPatience);
     if (formed.ok()) return formed;
-    if (!failed_.ok() || !seat_.taken()) return Fail(formed);
+    const bool broke_again = seat_.generation() != generation;
+    if (!failed_.ok() || !broke_again) return Fail(formed);
   }
   return Fail(absl::UnavailableError("the group lost rank after rank"));
 }
 
+// The group has broken: whether this rank is one of those who may form it anew. DecideQuorum has
+// the last word; here it leaves where it would only hold up the others.
+absl::Status ExpertGroup::CheckOwnPlace(const absl::Status& why) {
+  if (interrupted_.load()) return Fail(why);  // all go
+  std::vector<int> lost = seat_.lost_ranks();
+  if (lost.empty()) return Fail(why);
+  lost = Union(lost, seat_.gone_ranks());
+  const bool fenced = std::binary_search(lost.begin(), lost.end(), rank());
+  const std::vector<bool> present = Present();
+  const auto before = std::count(present.begin(), present.end(), true);
+  const auto missed = std::count_if(lost.begin(), lost.end(),
+                                    [&](int r) { return present[static_cast<size_t>(r)]; });
+  // Who misses most of the others is more likely the one that they miss.
+  if (fenced || 2 * missed > before) {
+    return Fail(absl::UnavailableError(
+        absl::StrCat("the group goes on without rank ", rank(), ": ", why.message())));
+  }
+  log_.Warning("the group has lost ranks",
+               {{"lost", absl::StrJoin(lost, ",")}, {"cause", why.ToString()}});
+  return absl::OkStatus();
+}
+
 // As the leader has told all ranks.
 absl::Status ExpertGroup::Admit() {
-  const std::vector<int> before = absent_;
-  const std::vector<int> absent = std::exchange(form_anew_, std::nullopt)->absent;
-  absl::Status formed = Form(absent, options_.reform_timeout);
-  if (!formed.ok() && failed_.ok() && !seat_.taken()) {
-    log_.Warning("a rank that came back went again", {{"cause", formed.ToString()}});
-    next_knock_ = clock_.Now() + kKnockAgain;
-    formed = Form(before, options_.reform_timeout);
+  const std::vector<int> guests = std::exchange(form_anew_, std::nullopt)->returned;
+  const uint64_t generation = seat_.generation();
+  absl::Status formed = Form(guests, options_.reform_timeout * kMostPatience);
+  if (!formed.ok()) {
+    const bool broke_again = seat_.generation() != generation;
+    return failed_.ok() && broke_again ? Recover() : Fail(formed);
   }
-  if (formed.ok()) return formed;
-  return failed_.ok() && seat_.taken() ? Recover() : Fail(formed);
+  for (const int guest : guests) {
+    if (seat_.is_present(guest)) continue;
+    log_.Warning("a rank that came back went again", {{"returned", guest}});
+    next_knock_ = clock_.Now() + kKnockAgain;
+  }
+  return formed;
 }
 
 absl::Status ExpertGroup::Fail(absl::Status why) {
@@ -107,17 +120,30 @@ absl::Status ExpertGroup::Fail(absl::Status why) {
 // --- how ------------------------------------------------------------------------------------
 
 // Where it fails, this rank has failed, or the ranks have not found each other (the seat is not
-// taken then), or the group has broken again.
-absl::Status ExpertGroup::Form(const std::vector<int>& absent, Duration timeout) {
-  seat_.Leave();
+// taken anew then), or the group has broken again.
+absl::Status ExpertGroup::Form(const std::vector<int>& guests, Duration timeout) {
   for (std::vector<std::byte>& of_rank : mail_) of_rank.clear();  // from before
   form_anew_.reset();
   transport::GroupOptions options = options_.group;
-  options.absent_ranks = absent;
   options.timeout = timeout;
-  BATON_ASSIGN_OR_RETURN(std::unique_ptr<transport::Collectives> group, rendezvous_.Join(options));
+  std::unique_ptr<transport::Collectives> group;
+  if (!formed()) {
+    seat_.Leave();
+    BATON_ASSIGN_OR_RETURN(group, rendezvous_.Join(options));
+  } else {
+    const transport::RegroupOptions regroup{guests, options_.reform_timeout / 2};
+    BATON_ASSIGN_OR_RETURN(group, rendezvous_.Regroup(options, regroup, seat_));
+    const std::vector<int> gone = seat_.gone_ranks();
+    if (std::binary_search(gone.begin(), gone.end(), rank())) {
+      return Fail(absl::UnavailableError(absl::StrCat("the group goes on without rank ", rank())));
+    }
+    for (const int r : gone) history_.ended[static_cast<size_t>(r)] = true;
+  }
   seat_.Take(std::move(group));
-  absent_ = absent;
+  absent_.clear();
+  for (int32_t r = 0; r < ranks(); ++r) {
+    if (!seat_.is_present(r)) absent_.push_back(r);
+  }
   BATON_RETURN_IF_ERROR(Agree());
   log_.Info("the group stands", {{"generation", seat_.generation()},
                                  {"absent", absl::StrJoin(absent_, ",")},
@@ -128,20 +154,32 @@ absl::Status ExpertGroup::Form(const std::vector<int>& absent, Duration timeout)
 
 // All ranks say where they stand and draw the same conclusions.
 absl::Status ExpertGroup::Agree() {
+  if (history_.entered.size() > kMaxEntered) {
+    return Fail(absl::UnavailableError("the group breaks whenever it forms"));
+  }
   Standing mine;
   mine.step = step_;
+  mine.history = history_;
   if (formed()) {
     mine.state = slots_->state();
-    mine.has_slots = 1;
+    mine.has_slots = true;
   }
+  const size_t bytes = StandingBytes(ranks());
+  std::vector<std::byte> all(bytes * static_cast<size_t>(ranks()));
+  BATON_RETURN_IF_ERROR(seat_.AllGather(EncodeStanding(mine, ranks()), all, options_.timeout));
   std::vector<Standing> standings(static_cast<size_t>(ranks()));
-  BATON_RETURN_IF_ERROR(seat_.AllGather(std::as_bytes(std::span(&mine, 1)),
-                                        std::as_writable_bytes(std::span(standings)),
-                                        options_.timeout));
+  for (size_t r = 0; r < standings.size(); ++r) {
+    if (!seat_.is_present(static_cast<int>(r))) continue;
+    absl::StatusOr<Standing> standing =
+        DecodeStanding(std::span(all).subspan(r * bytes, bytes), ranks());
+    if (!standing.ok()) return Fail(standing.status());
+    standings[r] = *std::move(standing);
+  }
+  BATON_RETURN_IF_ERROR(Establish(standings));
   bool any = false;
   for (const Standing& standing : standings) {
     step_ = std::max(step_, standing.step);
-    any = any || standing.has_slots != 0;
+    any = any || standing.has_slots;
   }
   ++step_;
   uncounted_steps_ = 0;
@@ -149,6 +187,40 @@ absl::Status ExpertGroup::Agree() {
   copier_.Drop();
   const absl::Status begun = any ? GoOn(standings) : BeginAnew();
   return begun.ok() || !seat_.health().ok() ? begun : Fail(begun);
+}
+
+// Whether these ranks are the group, or others may be (scheduler/group_quorum.h).
+absl::Status ExpertGroup::Establish(const std::vector<Standing>& standings) {
+  std::vector<const scheduler::ViewHistory*> histories;
+  std::vector<bool> stayed;
+  for (const Standing& standing : standings) {
+    stayed.push_back(standing.has_slots);
+    histories.push_back(standing.has_slots ? &standing.history : nullptr);
+  }
+  const std::vector<bool> present = Present();
+  const int32_t first_stayed = LowestOf(stayed);
+  const bool any = first_stayed < ranks();
+  const scheduler::GroupView view{seat_.generation(), any ? first_stayed : LowestOf(present),
+                                  present};
+  if (any) {
+    const scheduler::QuorumDecision decision = scheduler::DecideQuorum(histories);
+    const std::vector<int32_t>& outdated = decision.outdated;
+    if (std::binary_search(outdated.begin(), outdated.end(), rank())) {
+      return Fail(absl::UnavailableError(
+          absl::StrCat("the group has gone on without rank ", rank(), " before")));
+    }
+    if (outdated.empty() && !decision.may_go_on) {
+      return Fail(absl::UnavailableError(decision.why_not));
+    }
+    // Where some are outdated, they leave now: the barrier fails, and the others form once more.
+    if (formed() && outdated.empty()) history_.Enter(view);
+  }
+  BATON_RETURN_IF_ERROR(seat_.Barrier(options_.timeout));
+  for (size_t r = 0; formed() && r < present.size(); ++r) {
+    report_.lost += history_.established.members[r] && !present[r];
+  }
+  history_.Establish(view);
+  return absl::OkStatus();
 }
 
 // A new group: experts lie as for even loads.
@@ -174,7 +246,7 @@ absl::Status ExpertGroup::GoOn(const std::vector<Standing>& standings) {
   std::vector<bool> stayed;
   std::vector<scheduler::SwitchState> states;
   for (const Standing& standing : standings) {
-    stayed.push_back(standing.has_slots != 0);
+    stayed.push_back(standing.has_slots);
     if (stayed.back()) states.push_back(standing.state);
   }
   uint64_t next_version = 0;

@@ -37,15 +37,17 @@ void ExpertGroup::TakePlacements() {
   if (leads()) std::move(computed.begin(), computed.end(), std::back_inserter(events_));
 }
 
-// The leader takes ranks back in; all of those that are missing at once, since a rank that comes
-// expects nobody to be absent.
+// The leader takes ranks back in.
 void ExpertGroup::LookForReturned() {
   if (!leads() || absent_.empty() || form_anew_.has_value() || clock_.Now() < next_knock_) return;
   next_knock_ = clock_.Now() + options_.knock_interval;
   const std::vector<int> knocking = rendezvous_.Knocking();
-  if (!std::includes(knocking.begin(), knocking.end(), absent_.begin(), absent_.end())) return;
+  FormAnew form;
+  std::set_intersection(knocking.begin(), knocking.end(), absent_.begin(), absent_.end(),
+                        std::back_inserter(form.returned));
+  if (form.returned.empty()) return;
   for (int32_t r = 0; r < ranks(); ++r) {
-    if (seat_.is_present(r)) Send(r, FormAnew{});
+    if (seat_.is_present(r)) Send(r, form);
   }
 }
 

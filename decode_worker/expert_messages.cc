@@ -37,7 +37,7 @@ void Put(const PrepareEnded& message, ByteWriter& out) {
 void Put(const AbortPrepare& message, ByteWriter& out) { out.Put(message.version); }
 void Put(const AskRebalance&, ByteWriter&) {}
 void Put(const FormAnew& message, ByteWriter& out) {
-  out.PutAll(std::span<const int>(message.absent));
+  out.PutAll(std::span<const int>(message.returned));
 }
 
 absl::StatusOr<ExpertMessage> TakeMessage(ByteReader& in, const ExpertTopology& topology) {

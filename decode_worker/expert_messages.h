@@ -19,9 +19,10 @@ namespace baton::decode_worker {
 
 // To the leader: somebody asks for a rebalance.
 struct AskRebalance {};
-// From the leader: after this step leave the group and form it anew without these ranks, ascending.
+// From the leader: after this step form the group anew with these ranks, ascending, which have come
+// back.
 struct FormAnew {
-  std::vector<int> absent;
+  std::vector<int> returned;
 };
 
 using ExpertMessage = std::variant<scheduler::PrepareExperts, scheduler::PrepareEnded,

@@ -6,5 +6,5 @@ baton_library(baton_decode_worker_loop
 # A rank's membership in an expert-parallel group; sees the runner as an interface only.
 baton_library(baton_decode_worker_experts
   SRCS expert_copier.cc expert_group.cc expert_group_form.cc expert_group_messages.cc expert_messages.cc
-       placement_thread.cc step_exchange.cc
+       expert_standing.cc placement_thread.cc step_exchange.cc
   DEPS baton_base baton_scheduler baton_transport)

@@ -85,6 +85,14 @@ class Collectives {
   // Once the group is broken: the ranks whose fault it is as far as this one knows (dead, silent,
   // departed, or in another call), ascending; empty after Abort. Any thread.
   virtual std::vector<int> lost_ranks() const = 0;
+  // Ranks that will not go on from this group, ascending: they have ended or left for good, or they
+  // have been told that they are taken for lost, and will find it before they do anything else.
+  // This rank itself where others have told it so, and where it cannot find out. Not a rank that is
+  // silent and cannot be told. Loop's thread, between calls.
+  virtual std::vector<int> gone_ranks() const = 0;
+  // This rank goes on in a newer group of these ranks: when it leaves this one, nobody takes it for
+  // lost or gone. Loop's thread, between calls.
+  virtual void MoveOn() = 0;
   // Breaks the group with `why`, which is not OK; the others get it too, with this rank's name in
   // front. For a rank that cannot go on. Without effect where the group is already broken. Any
   // thread.

@@ -74,6 +74,8 @@ class SoloCollectives final : public Collectives {
     return failure_;
   }
   std::vector<int> lost_ranks() const override { return {}; }
+  std::vector<int> gone_ranks() const override { return {}; }
+  void MoveOn() override {}
 
   void Abort(const absl::Status& why) override {
     std::function<void()> wakeup;

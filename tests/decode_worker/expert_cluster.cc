@@ -164,6 +164,32 @@ void SpoiltRunner::HoldPasses(bool held) {
   changed_.notify_all();
 }
 
+void SpoiltRendezvous::HoldRegroups(bool held) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    held_ = held;
+  }
+  changed_.notify_all();
+}
+
+absl::StatusOr<std::unique_ptr<transport::Collectives>> SpoiltRendezvous::Join(
+    const transport::GroupOptions& options) {
+  auto group = inner_->Join(options);
+  if (group.ok() && vanishes_.exchange(false)) return absl::UnavailableError("it has gone");
+  return group;
+}
+
+absl::StatusOr<std::unique_ptr<transport::Collectives>> SpoiltRendezvous::Regroup(
+    const transport::GroupOptions& options, const transport::RegroupOptions& regroup,
+    const transport::Collectives& before) {
+  if (dies_.exchange(false)) return absl::UnavailableError("it has died");
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [this] { return !held_; });
+  }
+  return inner_->Regroup(options, regroup, before);
+}
+
 ExpertCluster::ExpertCluster(const Options& options, std::unique_ptr<transport::GroupFabric> fabric)
     : options_(options), model_(model::LoadTestModel(options.model)), fabric_(std::move(fabric)) {
   solo_ = model::CreateRunner(model_, RunnerOptions(nullptr, Duration())).value();
@@ -171,7 +197,8 @@ ExpertCluster::ExpertCluster(const Options& options, std::unique_ptr<transport::
   for (int32_t r = 0; r < options.ranks; ++r) {
     members_.push_back(std::make_unique<Member>());
     Member& m = member(r);
-    m.rendezvous = std::move(rendezvous[static_cast<size_t>(r)]);
+    m.rendezvous =
+        std::make_unique<SpoiltRendezvous>(std::move(rendezvous[static_cast<size_t>(r)]));
     if (r >= options.ranks - options.idle_ranks) continue;
     for (int32_t i = 0; i < options.chats; ++i) {
       Chat& chat = m.chats.emplace_back();
@@ -319,6 +346,7 @@ void ExpertCluster::Stop() {
   for (const auto& m : members_) {
     m->spoilt->Release();
     m->spoilt->HoldPasses(false);
+    m->rendezvous->HoldRegroups(false);
   }
   Await("the last passes", [this] { return stopped_.load() >= options_.ranks; });
   for (const auto& m : members_) m->group->Interrupt();
@@ -326,10 +354,15 @@ void ExpertCluster::Stop() {
   for (const auto& m : members_) m->thread.reset();
 }
 
-void ExpertCluster::KillInPass(int32_t r) {
-  member(r).spoilt->LeaveInPass(*member(r).seat);
-  Await("its end", [&] { return !health(r).ok(); });
-  Kill(r);
+void ExpertCluster::KillInPass(const std::vector<int32_t>& ranks) {
+  // All wait for the slowest in the pass that they begin meanwhile, and leave in it.
+  for (const int32_t r : ranks) member(r).spoilt->HoldPasses(true);
+  for (const int32_t r : ranks) member(r).spoilt->LeaveInPass(*member(r).seat);
+  for (const int32_t r : ranks) member(r).spoilt->HoldPasses(false);
+  for (const int32_t r : ranks) {
+    Await("its end", [&] { return !health(r).ok(); });
+    Kill(r);
+  }
 }
 
 void ExpertCluster::Kill(int32_t r) {

@@ -85,6 +85,36 @@ class SpoiltRunner final : public model::RunnerDecorator, public model::ExpertHo
   absl::Status status_;  // guarded by mutex_
 };
 
+// A rendezvous at which this rank dies, falls silent, or comes and is gone again.
+class SpoiltRendezvous final : public transport::Rendezvous {
+ public:
+  explicit SpoiltRendezvous(std::unique_ptr<transport::Rendezvous> inner)
+      : inner_(std::move(inner)) {}
+  ~SpoiltRendezvous() override = default;
+
+  // Where its group would form anew next, it dies instead.
+  void DieInRegroup() { dies_.store(true); }
+  // Where its group would form anew, it waits until this is taken back.
+  void HoldRegroups(bool held);
+  // As soon as a group has taken it in, it has gone.
+  void VanishOnce() { vanishes_.store(true); }
+
+  absl::StatusOr<std::unique_ptr<transport::Collectives>> Join(
+      const transport::GroupOptions& options) override;
+  absl::StatusOr<std::unique_ptr<transport::Collectives>> Regroup(
+      const transport::GroupOptions& options, const transport::RegroupOptions& regroup,
+      const transport::Collectives& before) override;
+  std::vector<int> Knocking() override { return inner_->Knocking(); }
+
+ private:
+  const std::unique_ptr<transport::Rendezvous> inner_;
+  std::atomic<bool> dies_{false};
+  std::atomic<bool> vanishes_{false};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool held_ = false;  // guarded by mutex_
+};
+
 class ExpertCluster {
  public:
   struct Options {
@@ -108,12 +138,13 @@ class ExpertCluster {
   // Ends all ranks; again: no effect.
   void Stop();
 
-  // A rank dies as a process does, or is started again with nothing.
+  // Ranks die as processes do, or are started again with nothing.
   void Kill(int32_t r);
-  void KillInPass(int32_t r);
+  void KillInPass(const std::vector<int32_t>& ranks);  // all in the same one
   void Restart(int32_t r);
 
   SpoiltRunner& runner(int32_t r) { return *member(r).spoilt; }
+  SpoiltRendezvous& rendezvous(int32_t r) { return *member(r).rendezvous; }
   ExpertGroup& group(int32_t r) { return *member(r).group; }
   // Null before the group was formed.
   std::shared_ptr<const ExpertsView> view(int32_t r) { return member(r).group->View(); }
@@ -128,7 +159,7 @@ class ExpertCluster {
  private:
   struct Member {
     std::unique_ptr<transport::GroupSeat> seat;
-    std::unique_ptr<transport::Rendezvous> rendezvous;
+    std::unique_ptr<SpoiltRendezvous> rendezvous;
     std::unique_ptr<model::Runner> runner;
     std::unique_ptr<SpoiltRunner> spoilt;
     std::unique_ptr<ExpertGroup> group;

@@ -45,7 +45,7 @@ TEST(ExpertLossTest, OthersGoOnWithoutARankAndTakeItBackIn) {
   AwaitGroup(cluster, 3);
   EXPECT_EQ(cluster.view(0)->on_one_rank, 0);
   cluster.AwaitPasses(3);
-  cluster.KillInPass(2);
+  cluster.KillInPass({2});
   AwaitMasked(cluster, 0, 2, true);
   AwaitMasked(cluster, 1, 2, true);
   cluster.AwaitPasses(20);
@@ -142,7 +142,7 @@ TEST(ExpertLossTest, RanksComeAndGoWhileExpertsMove) {
     if (rng.Chance(0.5)) {
       cluster.Kill(victim);
     } else {
-      cluster.KillInPass(victim);
+      cluster.KillInPass({victim});
     }
     AwaitMasked(cluster, other, static_cast<size_t>(victim), true);
     cluster.AwaitPasses(static_cast<int64_t>(rng.Below(12)));

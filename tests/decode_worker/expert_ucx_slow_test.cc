@@ -6,9 +6,14 @@
 #include "decode_worker/expert_group.h"
 #include "gtest/gtest.h"
 #include "tests/decode_worker/expert_cluster.h"
+#include "tests/decode_worker/expert_deaths.h"
 
 namespace baton::decode_worker {
 namespace {
+
+const transport::GroupParam kUcx{
+    "ucx", [] { return std::make_unique<transport::UcxGroupFabric>("posix,tcp"); }};
+INSTANTIATE_TEST_SUITE_P(Ucx, ExpertDeathsTest, testing::Values(kUcx), FabricName);
 
 TEST(ExpertUcxTest, ExpertsMoveAndRanksComeAndGo) {
   ExpertCluster::Options options;
@@ -32,7 +37,7 @@ TEST(ExpertUcxTest, ExpertsMoveAndRanksComeAndGo) {
       return view == nullptr || !view->active.live[static_cast<size_t>(victim)];
     };
     cluster.AwaitPasses(3);
-    cluster.KillInPass(victim);
+    cluster.KillInPass({victim});
     cluster.Await("the rank to be masked", [&] { return masked(1); });
     cluster.AwaitPasses(5);
     cluster.Restart(victim);

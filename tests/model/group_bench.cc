@@ -55,6 +55,8 @@ class SlowLink final : public transport::Collectives {
   uint64_t generation() const override { return inner_.generation(); }
   absl::Status health() const override { return inner_.health(); }
   std::vector<int> lost_ranks() const override { return inner_.lost_ranks(); }
+  std::vector<int> gone_ranks() const override { return inner_.gone_ranks(); }
+  void MoveOn() override { inner_.MoveOn(); }
   void Abort(const absl::Status& why) override { inner_.Abort(why); }
   void SetWakeup(std::function<void()> wakeup) override { inner_.SetWakeup(std::move(wakeup)); }
   void Ring() override { inner_.Ring(); }

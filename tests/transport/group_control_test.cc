@@ -37,6 +37,7 @@ TEST(GroupControl, CatchUpHearsWhatWasSaidBefore) {
                    .Put(static_cast<uint32_t>(absl::StatusCode::kDeadlineExceeded))
                    .PutText("rank 0 (a) did not come")
                    .PutRanks({0})
+                   .Put(uint8_t{0})
                    .bytes());
     ASSERT_TRUE(peer.Pump().ok());
     ASSERT_FALSE(peer.wants_write());

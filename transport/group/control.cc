@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -11,24 +12,27 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "transport/group/exchange.h"
 
 namespace baton::transport {
 namespace {
 
 constexpr Duration kLongestSleep = Duration::Seconds(5);
 constexpr Duration kGoodByeLimit = Duration::Millis(500);
-constexpr Duration kCatchUpLimit = Duration::Millis(250);
+constexpr Duration kCatchUpLimit = Duration::Millis(500);
 // A peer that reads nothing for so long has its deadline behind it.
 constexpr size_t kMaxUnsentBytes = size_t{4} << 20;
 constexpr size_t kMaxReasonBytes = 4096;
 
-std::string EncodeBreak(const GroupFailure& failure, uint64_t last_good_call) {
+std::string EncodeBreak(const GroupFailure& failure, uint64_t last_good_call,
+                        bool moves_on = false) {
   const std::string reason(failure.status.message().substr(0, kMaxReasonBytes));
   return PayloadWriter()
       .Put(last_good_call)
       .Put(static_cast<uint32_t>(failure.status.raw_code()))
       .PutText(reason)
       .PutRanks(failure.lost_ranks)
+      .Put(static_cast<uint8_t>(moves_on))
       .bytes();
 }
 
@@ -79,17 +83,17 @@ void GroupControl::Signal(int fd) {
   [[maybe_unused]] const ssize_t written = write(fd, &one, sizeof(one));
 }
 
-void GroupControl::SendToAll(FrameKind kind, const std::string& payload) {
+void GroupControl::SendToAll(FrameKind kind, const std::string& payload, std::vector<int> accused) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    outbox_.push_back({kind, payload});
+    outbox_.push_back({{kind, payload}, std::move(accused)});
   }
   Signal(outbox_fd_);
 }
 
 void GroupControl::Break(const GroupFailure& failure, uint64_t last_good_call) {
   if (!state_->Break(failure, last_good_call)) return;
-  SendToAll(FrameKind::kBreak, EncodeBreak(failure, last_good_call));
+  SendToAll(FrameKind::kBreak, EncodeBreak(failure, last_good_call), failure.lost_ranks);
   Signal(broken_fd_);
 }
 
@@ -101,12 +105,17 @@ void GroupControl::TellWaiting(uint64_t call, const std::vector<int>& ranks) {
   SendToAll(FrameKind::kWaiting, PayloadWriter().Put(call).PutRanks(ranks).bytes());
 }
 
-void GroupControl::CatchUp() {
+void GroupControl::MoveOn() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  moves_on_ = true;
+}
+
+bool GroupControl::CatchUp() {
   std::unique_lock<std::mutex> lock(mutex_);
   const uint64_t round = ++wanted_rounds_;
   Signal(outbox_fd_);
-  served_all_.wait_for(lock, std::chrono::nanoseconds(kCatchUpLimit.nanos()),
-                       [&] { return served_rounds_ >= round; });
+  return served_all_.wait_for(lock, std::chrono::nanoseconds(kCatchUpLimit.nanos()),
+                              [&] { return served_rounds_ >= round; });
 }
 
 // --- the thread
@@ -129,20 +138,32 @@ void GroupControl::Run() {
 
 // False when the group is being left.
 bool GroupControl::TakeOutbox(uint64_t* wanted_rounds) {
-  std::vector<Frame> frames;
+  std::vector<Message> messages;
   bool goes_on = true;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    frames.swap(outbox_);
+    messages.swap(outbox_);
     goes_on = !stopping_;
     *wanted_rounds = wanted_rounds_;
   }
-  for (const Frame& frame : frames) {
+  for (const auto& [frame, accused] : messages) {
     for (auto& [rank, socket] : sockets_) {
-      if (socket.unsent_bytes() < kMaxUnsentBytes) socket.Queue(frame.kind, frame.payload);
+      if (socket.unsent_bytes() >= kMaxUnsentBytes) continue;
+      socket.Queue(frame.kind, frame.payload);
+      const bool is_told = std::find(accused.begin(), accused.end(), rank) != accused.end();
+      accused_[rank] = accused_[rank] || is_told;
     }
   }
   return goes_on;
+}
+
+// Where another rank has said so: each for itself has to know that they were told.
+void GroupControl::Accuse(const std::vector<int>& ranks, const std::string& payload) {
+  for (const int rank : ranks) {
+    const auto socket = sockets_.find(rank);
+    if (socket == sockets_.end() || std::exchange(accused_[rank], true)) continue;
+    if (socket->second.is_open()) socket->second.Queue(FrameKind::kBreak, payload);
+  }
 }
 
 void GroupControl::Serve(int rank, FrameSocket* socket) {
@@ -151,14 +172,18 @@ void GroupControl::Serve(int rank, FrameSocket* socket) {
   for (std::optional<Frame> frame = socket->Next(); frame.has_value(); frame = socket->Next()) {
     Handle(rank, *frame);
   }
-  if (status.ok()) return;
+  if (status.ok()) {
+    if (accused_[rank] && socket->is_acknowledged()) state_->Gone(rank);
+    return;
+  }
+  if (socket->is_ended() && !moved_on_[rank]) state_->Gone(rank);
   socket->Close();
   if (said_broken_[rank]) return;
-  const GroupFailure failure{
-      absl::UnavailableError(absl::StrCat("lost ", state_->Name(rank), ": ", status.message(),
-                                          "; its process has ended or cannot be reached")),
-      {rank}};
-  if (state_->Break(failure)) Signal(broken_fd_);
+  // The others see it for themselves, unless only the way between these two is broken.
+  Break({absl::UnavailableError(absl::StrCat("lost ", state_->Name(rank), ": ", status.message(),
+                                             "; its process has ended or cannot be reached")),
+         {rank}},
+        0);
 }
 
 void GroupControl::Handle(int rank, const Frame& frame) {
@@ -169,8 +194,11 @@ void GroupControl::Handle(int rank, const Frame& frame) {
       const auto code = static_cast<absl::StatusCode>(in.Get<uint32_t>());
       const std::string reason = in.GetText();
       GroupFailure failure{absl::Status(code, reason), in.GetRanks()};
+      const bool moves_on = in.Get<uint8_t>() != 0;
       if (!in.ok() || failure.status.ok()) return;
       said_broken_[rank] = true;
+      moved_on_[rank] = moves_on;
+      Accuse(failure.lost_ranks, EncodeBreak(failure, call));
       if (state_->Break(std::move(failure), call)) Signal(broken_fd_);
       return;
     }
@@ -204,12 +232,17 @@ void GroupControl::Sleep() {
 
 // Bounded: a peer that does not read is left without.
 void GroupControl::SayGoodBye() {
-  const GroupFailure left{
-      absl::UnavailableError(absl::StrCat(state_->Name(state_->rank()), " has left the group")),
-      {state_->rank()}};
+  bool moves_on = false;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    moves_on = moves_on_;
+  }
+  const GroupFailure left = moves_on ? GroupFailure{MovedOnError(*state_), {}}
+                                     : GroupFailure{LeftError(*state_), {state_->rank()}};
   const Tick end = clock_->Now() + kGoodByeLimit;
   for (auto& [rank, socket] : sockets_) {
-    if (socket.is_open()) socket.Queue(FrameKind::kBreak, EncodeBreak(left, state_->entered()));
+    if (!socket.is_open()) continue;
+    socket.Queue(FrameKind::kBreak, EncodeBreak(left, state_->entered(), moves_on));
   }
   bool unsent = true;
   while (unsent && clock_->Now() < end) {

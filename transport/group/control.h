@@ -40,10 +40,13 @@ class GroupControl {
   void Ring(uint64_t call);
   // Tells all that this rank waits in `call` for `ranks`.
   void TellWaiting(uint64_t call, const std::vector<int>& ranks);
+  // The good-bye will be that this rank goes on in a newer group.
+  void MoveOn();
 
   // Returns once this rank knows all that peers had told it before: for who is about to blame them.
-  // The thread may be behind, for example where the process was stopped. Bounded.
-  void CatchUp();
+  // The thread may be behind, for example where the process was stopped. Bounded: false where this
+  // took too long.
+  bool CatchUp();
 
   // Readable when the group has broken: for the loop's own poll.
   int broken_fd() const { return broken_fd_; }
@@ -52,11 +55,16 @@ class GroupControl {
   GroupControl(std::shared_ptr<GroupState> state, std::map<int, FrameSocket> sockets,
                std::shared_ptr<Clock> clock);
   absl::Status Start();
-  void SendToAll(FrameKind kind, const std::string& payload);
+  struct Message {
+    Frame frame;
+    std::vector<int> accused;  // whom it takes for lost
+  };
+  void SendToAll(FrameKind kind, const std::string& payload, std::vector<int> accused = {});
 
   // The thread's.
   void Run();
   bool TakeOutbox(uint64_t* wanted_rounds);
+  void Accuse(const std::vector<int>& ranks, const std::string& payload);
   void Serve(int rank, FrameSocket* socket);
   void Handle(int rank, const Frame& frame);
   void Sleep();
@@ -69,13 +77,16 @@ class GroupControl {
   int outbox_fd_ = -1;
   std::mutex mutex_;
   std::condition_variable served_all_;
-  std::vector<Frame> outbox_;  // guarded by mutex_, as the next three
+  std::vector<Message> outbox_;  // guarded by mutex_, as the next four
   bool stopping_ = false;
+  bool moves_on_ = false;
   uint64_t wanted_rounds_ = 0;
   uint64_t served_rounds_ = 0;  // of those that were wanted
 
   std::map<int, FrameSocket> sockets_;  // the thread's own; closed where the peer has gone
   std::map<int, bool> said_broken_;     // the peer knows that the group is over
+  std::map<int, bool> moved_on_;        // the peer is in a newer group
+  std::map<int, bool> accused_;         // the peer is being told that it is lost
 
   std::optional<Thread> thread_;
 };

@@ -66,4 +66,13 @@ GroupFailure DifferentSizes(const GroupState& state, uint64_t call, const CallSh
           {peer}};
 }
 
+absl::Status LeftError(const GroupState& state) {
+  return absl::UnavailableError(absl::StrCat(state.Name(state.rank()), " has left the group"));
+}
+
+absl::Status MovedOnError(const GroupState& state) {
+  return absl::UnavailableError(
+      absl::StrCat(state.Name(state.rank()), " goes on in a newer group, without this rank"));
+}
+
 }  // namespace baton::transport

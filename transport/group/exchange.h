@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/clock.h"
 #include "transport/group/group_state.h"
@@ -76,6 +77,9 @@ class Exchange {
   virtual void Abort(GroupFailure failure, uint64_t last_good_call) = 0;
   // Tells the others that this rank is about to make its next call.
   virtual void Ring() = 0;
+  // As in Collectives.
+  virtual std::vector<int> GoneRanks() = 0;
+  virtual void MoveOn() = 0;
 
   virtual GroupState& state() = 0;
 };
@@ -87,6 +91,10 @@ GroupFailure DifferentCalls(const GroupState& state, uint64_t call, const CallSh
                             const CallShape& theirs);
 GroupFailure DifferentSizes(const GroupState& state, uint64_t call, const CallShape& shape,
                             int peer, uint64_t sent_bytes, uint64_t expected_bytes);
+
+// What others hear of this rank when it leaves, for good or for a newer group.
+absl::Status LeftError(const GroupState& state);
+absl::Status MovedOnError(const GroupState& state);
 
 }  // namespace baton::transport
 

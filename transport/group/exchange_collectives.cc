@@ -81,6 +81,8 @@ class ExchangeCollectives final : public Collectives {
   uint64_t generation() const override { return generation_; }
   absl::Status health() const override { return exchange_->state().failure().status; }
   std::vector<int> lost_ranks() const override { return exchange_->state().failure().lost_ranks; }
+  std::vector<int> gone_ranks() const override { return exchange_->GoneRanks(); }
+  void MoveOn() override { exchange_->MoveOn(); }
   void SetWakeup(std::function<void()> wakeup) override {
     exchange_->state().SetWakeup(std::move(wakeup));
   }

@@ -4,6 +4,7 @@
 #include <sys/random.h>
 
 #include <algorithm>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -15,11 +16,13 @@
 namespace baton::transport {
 namespace {
 
-constexpr uint32_t kProtocol = 1;
 constexpr Duration kTick = Duration::Millis(50);        // the longest sleep
+constexpr Duration kShortTick = Duration::Millis(10);   // where news come from elsewhere, too
 constexpr Duration kRetry = Duration::Millis(100);      // between attempts to connect
 constexpr Duration kKnockAfter = Duration::Seconds(1);  // of waiting; and between attempts
 constexpr Duration kMeshLimit = Duration::Seconds(10);
+// With guests, who wait already and may have gone by now.
+constexpr Duration kGuestPatience = Duration::Millis(300);
 
 uint64_t RandomKey() {
   uint64_t key = 0;
@@ -28,77 +31,19 @@ uint64_t RandomKey() {
   return key;
 }
 
-// What the host tells all.
-struct Welcome {
-  uint64_t generation = 0;
-  uint64_t key = 0;
-  struct Rank {
-    bool is_present = false;
-    std::string name, address, data_address;
-  };
-  std::vector<Rank> ranks;
-};
-
-std::string Encode(const Welcome& welcome) {
-  PayloadWriter out;
-  out.Put(welcome.generation).Put(welcome.key).Put(static_cast<uint32_t>(welcome.ranks.size()));
-  for (const Welcome::Rank& rank : welcome.ranks) {
-    out.Put(static_cast<uint8_t>(rank.is_present));
-    out.PutText(rank.name).PutText(rank.address).PutText(rank.data_address);
-  }
-  return out.bytes();
-}
-
-absl::StatusOr<Welcome> DecodeWelcome(const std::string& payload, const GroupOptions& options) {
-  PayloadReader in(payload);
-  Welcome welcome;
-  welcome.generation = in.Get<uint64_t>();
-  welcome.key = in.Get<uint64_t>();
-  const uint32_t count = in.Get<uint32_t>();
-  bool agrees = count == static_cast<uint32_t>(options.world_size);
-  for (int rank = 0; agrees && rank < options.world_size; ++rank) {
-    Welcome::Rank& entry = welcome.ranks.emplace_back();
-    entry.is_present = in.Get<uint8_t>() != 0;
-    entry.name = in.GetText();
-    entry.address = in.GetText();
-    entry.data_address = in.GetText();
-    agrees = entry.is_present != IsAbsent(options, rank);
-  }
-  if (agrees && in.ok()) return welcome;
-  return absl::AbortedError("the host's welcome is damaged");
-}
-
-struct PeerMessage {
-  uint64_t key = 0;
-  int rank = -1;
-};
-
-std::string Encode(const PeerMessage& message) {
-  return PayloadWriter().Put(message.key).Put(static_cast<int32_t>(message.rank)).bytes();
-}
-
-// A rank of -1 where it is damaged.
-PeerMessage DecodePeer(const std::string& payload) {
-  PayloadReader in(payload);
-  PeerMessage message;
-  message.key = in.Get<uint64_t>();
-  message.rank = in.Get<int32_t>();
-  if (!in.ok()) message.rank = -1;
-  return message;
-}
-
 class Former {
  public:
   Former(const FormationRequest& request, FrameListener* listener, Clock* clock)
       : request_(request),
         options_(request.options),
-        host_(HostRank(request.options)),
+        survivors_(request.survivors),
+        host_(survivors_ != nullptr ? survivors_->host() : HostRank(request.options)),
         listener_(listener),
         clock_(clock),
-        started_(clock->Now()),
-        next_knock_(started_ + kKnockAfter) {}
+        host_since_(clock->Now()),
+        next_knock_(host_since_ + kKnockAfter) {}
 
-  absl::StatusOr<Formed> Run() { return options_.rank == host_ ? RunHost() : RunMember(); }
+  absl::StatusOr<Formed> Run();
 
  private:
   struct Joined {
@@ -106,38 +51,47 @@ class Former {
     JoinMessage message;
   };
 
+  using Outcome = std::optional<absl::StatusOr<Formed>>;  // none: go on
+
   // --- the host
-  absl::StatusOr<Formed> RunHost();
+  Outcome StepHost();
   void TakeJoiners();
   void Consider(FrameListener::Visitor* visitor);
-  void Refuse(FrameListener::Visitor* visitor, bool for_good, const std::string& why);
+  bool IsWanted(const JoinMessage& message, FrameKind kind) const;
+  void Refuse(FrameListener::Visitor* visitor, Refusal refusal, const std::string& why);
+  bool AllAreHere() const;
   absl::StatusOr<Formed> WelcomeAll();
+  absl::Status RanksAreMissing() const;
 
   // --- the others
-  absl::StatusOr<Formed> RunMember();
+  Outcome StepMember();
   void ConnectToHost();
+  void HostFails(const std::string& why, bool is_lost);
   absl::StatusOr<Formed> TakeWelcome(const std::string& payload);
-  absl::Status ConnectPeers(const Welcome& welcome, Formed* formed);
+  absl::Status ConnectPeers(const WelcomeMessage& welcome, Formed* formed);
   void TakePeers(const Formed& formed, std::map<int, FrameSocket>* sockets);
   absl::Status HostIsSilent() const;
 
   // --- both
+  bool is_host() const { return options_.rank == host_; }
+  void FindHost();
+  void Learn(const JoinMessage& message);
   JoinMessage OwnMessage(const std::string& local_ip) const;
   std::string AddressOf(int rank) const {
     const size_t at = static_cast<size_t>(rank);
     return at < request_.addresses.size() ? request_.addresses[at] : "";
   }
-  bool IsPresent(int rank) const { return !IsAbsent(options_, rank); }
   bool Expired() const { return clock_->Now() >= request_.deadline; }
-  void KnockAtOthers();
+  Outcome KnockAtOthers();
   void Sleep(const std::vector<const FrameSocket*>& sockets) const;
 
   const FormationRequest& request_;
   const GroupOptions& options_;
-  const int host_;
+  Survivors* const survivors_;  // null: the ranks agree on who is absent
+  int host_;
   FrameListener* const listener_;
   Clock* const clock_;
-  const Tick started_;
+  Tick host_since_;               // when it became the host
   std::string trouble_;           // the last reason why somebody was turned away or not reached
   std::map<int, Joined> joined_;  // the host's
   FrameSocket to_host_;           // the others'
@@ -146,8 +100,47 @@ class Former {
   Tick next_knock_;
 };
 
+absl::StatusOr<Formed> Former::Run() {
+  while (!Expired()) {
+    FindHost();
+    Outcome outcome = is_host() ? StepHost() : StepMember();
+    if (!outcome.has_value()) outcome = KnockAtOthers();
+    if (outcome.has_value()) return *std::move(outcome);
+    std::vector<const FrameSocket*> sockets = {&to_host_};
+    for (const auto& [rank, joined] : joined_) sockets.push_back(&joined.socket);
+    for (const auto& [rank, socket] : knocks_) sockets.push_back(&socket);
+    Sleep(sockets);
+  }
+  return is_host() ? RanksAreMissing() : HostIsSilent();
+}
+
+// Where the group forms anew: by what has been learned since the last look.
+void Former::FindHost() {
+  if (survivors_ == nullptr) return;
+  survivors_->Update();
+  for (const FrameListener::Visitor& visitor : listener_->visitors()) {
+    if (!visitor.has_frame || visitor.first.kind != FrameKind::kJoin) continue;
+    const absl::StatusOr<JoinMessage> message = DecodeJoin(visitor.first.payload);
+    if (message.ok()) Learn(*message);
+  }
+  const Tick now = clock_->Now();
+  if (!is_host() && now - host_since_ > request_.regroup.patience * 2) survivors_->Lose(host_);
+  const int host = survivors_->host();
+  if (host == host_) return;
+  host_ = host;
+  host_since_ = next_try_ = now;
+  to_host_.Close();
+}
+
+void Former::Learn(const JoinMessage& message) {
+  if (message.regroups && message.options.group_id == options_.group_id) {
+    survivors_->Lose(message.options.absent_ranks);
+  }
+}
+
 JoinMessage Former::OwnMessage(const std::string& local_ip) const {
   JoinMessage message{.options = options_,
+                      .regroups = survivors_ != nullptr,
                       .last_generation = request_.last_generation,
                       .address = AddressOf(options_.rank),
                       .data_address = request_.data_address};
@@ -155,6 +148,7 @@ JoinMessage Former::OwnMessage(const std::string& local_ip) const {
   const std::string ip = is_v6 ? absl::StrCat("[", local_ip, "]") : local_ip;
   if (message.address.empty()) message.address = absl::StrCat(ip, ":", listener_->port());
   if (message.options.name.empty()) message.options.name = message.address;
+  if (survivors_ != nullptr) message.options.absent_ranks = survivors_->lost();
   return message;
 }
 
@@ -170,44 +164,71 @@ void Former::Sleep(const std::vector<const FrameSocket*>& sockets) const {
   for (const FrameListener::Visitor& visitor : listener_->visitors()) {
     if (!visitor.has_frame) add(visitor.socket);
   }
-  poll(fds.data(), fds.size(), static_cast<int>(kTick.millis()));
+  const Duration tick = survivors_ != nullptr ? kShortTick : kTick;
+  poll(fds.data(), fds.size(), static_cast<int>(tick.millis()));
 }
 
-// Ranks of a running group learn in this way that this one waits: they may take it back in.
-void Former::KnockAtOthers() {
-  const Tick now = clock_->Now();
+// Ranks of a running group learn in this way that this one waits, and may take it in: the welcome
+// then comes by the same way.
+Former::Outcome Former::KnockAtOthers() {
+  if (survivors_ != nullptr) return std::nullopt;
   for (auto& [rank, socket] : knocks_) {
-    if (socket.is_open() && !socket.Pump().ok()) socket.Close();
+    if (!socket.is_open()) continue;
+    const absl::Status status = socket.Pump();
+    const std::optional<Frame> frame = socket.Next();
+    if (frame.has_value() && frame->kind == FrameKind::kWelcome) {
+      joined_.clear();
+      host_ = rank;
+      to_host_ = std::move(socket);
+      return TakeWelcome(frame->payload);
+    }
+    if (!status.ok()) socket.Close();
   }
-  if (now < next_knock_) return;
+  const Tick now = clock_->Now();
+  if (now < next_knock_) return std::nullopt;
   next_knock_ = now + kKnockAfter;
   for (int rank = 0; rank < static_cast<int>(request_.addresses.size()); ++rank) {
     if (rank == options_.rank || rank == host_ || knocks_[rank].is_open()) continue;
     absl::StatusOr<FrameSocket> socket = FrameSocket::Connect(AddressOf(rank));
     if (!socket.ok()) continue;
-    socket->Queue(FrameKind::kKnock, EncodeJoin(OwnMessage("")));
+    socket->Queue(FrameKind::kKnock, EncodeJoin(OwnMessage(socket->LocalIp())));
     knocks_[rank] = *std::move(socket);
   }
+  return std::nullopt;
 }
 
 // --- the host
 
-absl::StatusOr<Formed> Former::RunHost() {
-  const size_t wanted = static_cast<size_t>(options_.world_size) - options_.absent_ranks.size() - 1;
-  while (true) {  // until the deadline
-    TakeJoiners();
-    if (joined_.size() == wanted) return WelcomeAll();
-    if (Expired()) break;
-    KnockAtOthers();
-    std::vector<const FrameSocket*> sockets;
-    for (const auto& [rank, joined] : joined_) sockets.push_back(&joined.socket);
-    Sleep(sockets);
+Former::Outcome Former::StepHost() {
+  TakeJoiners();
+  if (AllAreHere()) return WelcomeAll();
+  return std::nullopt;
+}
+
+bool Former::AllAreHere() const {
+  if (survivors_ == nullptr) {
+    return joined_.size() + 1 + options_.absent_ranks.size() ==
+           static_cast<size_t>(options_.world_size);
   }
+  const Duration waited = clock_->Now() - host_since_;
+  if (waited >= request_.regroup.patience) return true;
+  for (int rank = 0; rank < options_.world_size; ++rank) {
+    const bool is_missing = rank != options_.rank && !joined_.contains(rank);
+    if (is_missing && survivors_->Expects(rank)) return false;
+  }
+  return waited >= kGuestPatience ||
+         std::all_of(request_.regroup.guests.begin(), request_.regroup.guests.end(),
+                     [this](int guest) { return joined_.contains(guest); });
+}
+
+absl::Status Former::RanksAreMissing() const {
   std::vector<int> missing;
   std::vector<std::string> names;
   for (int rank = 0; rank < options_.world_size; ++rank) {
     names.push_back(AddressOf(rank));
-    if (rank != host_ && IsPresent(rank) && !joined_.contains(rank)) missing.push_back(rank);
+    const bool is_expected =
+        survivors_ != nullptr ? survivors_->Expects(rank) : !IsAbsent(options_, rank);
+    if (rank != host_ && is_expected && !joined_.contains(rank)) missing.push_back(rank);
   }
   return MissingRanksError(options_, missing, names, trouble_);
 }
@@ -219,7 +240,10 @@ void Former::TakeJoiners() {
   }
   listener_->Pump(clock_->Now(), &trouble_);
   for (FrameListener::Visitor& visitor : listener_->visitors()) {
-    if (visitor.has_frame && visitor.first.kind == FrameKind::kJoin) Consider(&visitor);
+    const FrameKind kind = visitor.first.kind;
+    if (visitor.has_frame && (kind == FrameKind::kJoin || kind == FrameKind::kKnock)) {
+      Consider(&visitor);
+    }
   }
   std::erase_if(listener_->visitors(), [](const auto& v) { return !v.socket.is_open(); });
 }
@@ -227,15 +251,26 @@ void Former::TakeJoiners() {
 // Takes the visitor's connection, or refuses it, or leaves it waiting.
 void Former::Consider(FrameListener::Visitor* visitor) {
   absl::StatusOr<JoinMessage> message = DecodeJoin(visitor->first.payload);
-  if (!message.ok()) return Refuse(visitor, true, std::string(message.status().message()));
-  const absl::Status same = CheckSameGroup(OwnMessage("").options, message->options);
-  if (!same.ok()) return Refuse(visitor, true, std::string(same.message()));
+  if (!message.ok()) {
+    return Refuse(visitor, Refusal::kForGood, std::string(message.status().message()));
+  }
+  const FrameKind kind = visitor->first.kind;
+  if (kind == FrameKind::kKnock && !IsWanted(*message, kind)) return;
+  GroupOptions ours = OwnMessage("").options;
+  // Who has just started need not know who is absent, nor need those who regroup know the same.
+  if (survivors_ != nullptr) ours.absent_ranks = message->options.absent_ranks;
+  const absl::Status same = CheckSameGroup(ours, message->options);
+  if (!same.ok()) return Refuse(visitor, Refusal::kForGood, std::string(same.message()));
+  if (message->regroups && survivors_ == nullptr) {
+    return Refuse(visitor, Refusal::kNoHost, "the host has just started itself");
+  }
+  if (!IsWanted(*message, kind)) return;
+  if (survivors_ != nullptr) Learn(*message);
   const int rank = message->options.rank;
-  if (IsAbsent(options_, rank)) return;
   const auto known = joined_.find(rank);
   if (rank == options_.rank || known != joined_.end()) {
     return Refuse(
-        visitor, false,
+        visitor, Refusal::kForNow,
         absl::StrCat(RankName(rank, message->options.name), " is taken already, by ",
                      rank == options_.rank ? "the host" : known->second.message.options.name,
                      "; start each rank once"));
@@ -243,18 +278,24 @@ void Former::Consider(FrameListener::Visitor* visitor) {
   joined_.emplace(rank, Joined{std::move(visitor->socket), *std::move(message)});
 }
 
-void Former::Refuse(FrameListener::Visitor* visitor, bool for_good, const std::string& why) {
+// Others wait for another group.
+bool Former::IsWanted(const JoinMessage& message, FrameKind kind) const {
+  const int rank = message.options.rank;
+  if (survivors_ == nullptr) return kind == FrameKind::kJoin && !IsAbsent(options_, rank);
+  const std::vector<int>& guests = request_.regroup.guests;
+  return message.regroups || std::binary_search(guests.begin(), guests.end(), rank);
+}
+
+void Former::Refuse(FrameListener::Visitor* visitor, Refusal refusal, const std::string& why) {
   trouble_ = absl::StrCat(visitor->socket.PeerAddress(), ": ", why);
-  PayloadWriter out;
-  out.Put(static_cast<uint8_t>(for_good)).PutText(why);
-  visitor->socket.Queue(FrameKind::kRefused, out.bytes());
+  visitor->socket.Queue(FrameKind::kRefused, EncodeRefused({refusal, why}));
   // Few bytes on a fresh connection: the kernel takes them at once.
   visitor->socket.Pump().IgnoreError();
   visitor->socket.Close();
 }
 
 absl::StatusOr<Formed> Former::WelcomeAll() {
-  Welcome welcome{.generation = request_.last_generation, .key = RandomKey()};
+  WelcomeMessage welcome{.generation = request_.last_generation, .key = RandomKey(), .ranks = {}};
   welcome.ranks.resize(static_cast<size_t>(options_.world_size));
   const auto fill = [&](const JoinMessage& message) {
     welcome.ranks[static_cast<size_t>(message.options.rank)] = {
@@ -268,9 +309,10 @@ absl::StatusOr<Formed> Former::WelcomeAll() {
   for (size_t rank = 0; rank < welcome.ranks.size(); ++rank) {
     if (welcome.ranks[rank].is_present) formed.present.push_back(static_cast<int>(rank));
     formed.names.push_back(welcome.ranks[rank].name);
+    formed.addresses.push_back(welcome.ranks[rank].address);
     formed.data_addresses.push_back(welcome.ranks[rank].data_address);
   }
-  const std::string payload = Encode(welcome);
+  const std::string payload = EncodeWelcome(welcome);
   for (auto& [rank, joined] : joined_) {
     joined.socket.Queue(FrameKind::kWelcome, payload);
     formed.sockets.emplace(rank, std::move(joined.socket));
@@ -292,31 +334,34 @@ absl::StatusOr<Formed> Former::WelcomeAll() {
 
 // --- the others
 
-absl::StatusOr<Formed> Former::RunMember() {
-  while (!Expired()) {
-    if (!to_host_.is_open()) ConnectToHost();
-    if (to_host_.is_open()) {
-      const absl::Status status = to_host_.Pump();
-      if (const std::optional<Frame> frame = to_host_.Next(); frame.has_value()) {
-        if (frame->kind == FrameKind::kWelcome) return TakeWelcome(frame->payload);
-        PayloadReader in(frame->payload);
-        const bool for_good = in.Get<uint8_t>() != 0;
-        trouble_ = in.GetText();
-        if (frame->kind == FrameKind::kRefused && for_good && in.ok()) {
-          return absl::FailedPreconditionError(trouble_);
-        }
-        to_host_.Close();
-      } else if (!status.ok()) {
-        trouble_ = std::string(status.message());
-        to_host_.Close();
-      }
-    }
-    KnockAtOthers();
-    std::string ignored;
-    listener_->Pump(clock_->Now(), &ignored);
-    Sleep({&to_host_});
+Former::Outcome Former::StepMember() {
+  std::string ignored;
+  listener_->Pump(clock_->Now(), &ignored);
+  if (!to_host_.is_open()) ConnectToHost();
+  if (!to_host_.is_open()) return std::nullopt;
+  const bool is_unsent = to_host_.wants_write();
+  const absl::Status status = to_host_.Pump();
+  const std::optional<Frame> frame = to_host_.Next();
+  if (!frame.has_value()) {
+    if (!status.ok()) HostFails(std::string(status.message()), /*is_lost=*/is_unsent);
+    return std::nullopt;
   }
-  return HostIsSilent();
+  if (frame->kind == FrameKind::kWelcome) return TakeWelcome(frame->payload);
+  if (frame->kind != FrameKind::kRefused) {
+    HostFails("the host's answer is none", /*is_lost=*/false);
+    return std::nullopt;
+  }
+  const RefusedMessage refused = DecodeRefused(frame->payload);
+  if (refused.refusal == Refusal::kForGood) return absl::FailedPreconditionError(refused.why);
+  HostFails(refused.why, refused.refusal == Refusal::kNoHost);
+  return std::nullopt;
+}
+
+// Lost: there is nobody, or nobody who knows the group.
+void Former::HostFails(const std::string& why, bool is_lost) {
+  trouble_ = why;
+  to_host_.Close();
+  if (is_lost && survivors_ != nullptr) survivors_->Lose(host_);
 }
 
 void Former::ConnectToHost() {
@@ -324,10 +369,7 @@ void Former::ConnectToHost() {
   if (now < next_try_) return;
   next_try_ = now + kRetry;
   absl::StatusOr<FrameSocket> socket = FrameSocket::Connect(AddressOf(host_));
-  if (!socket.ok()) {
-    trouble_ = std::string(socket.status().message());
-    return;
-  }
+  if (!socket.ok()) return HostFails(std::string(socket.status().message()), /*is_lost=*/true);
   to_host_ = *std::move(socket);
   to_host_.Queue(FrameKind::kJoin, EncodeJoin(OwnMessage(to_host_.LocalIp())));
 }
@@ -345,11 +387,12 @@ absl::Status Former::HostIsSilent() const {
 }
 
 absl::StatusOr<Formed> Former::TakeWelcome(const std::string& payload) {
-  BATON_ASSIGN_OR_RETURN(const Welcome welcome, DecodeWelcome(payload, options_));
+  BATON_ASSIGN_OR_RETURN(const WelcomeMessage welcome, DecodeWelcome(payload, options_));
   Formed formed{.generation = welcome.generation, .key = welcome.key};
   for (size_t rank = 0; rank < welcome.ranks.size(); ++rank) {
     if (welcome.ranks[rank].is_present) formed.present.push_back(static_cast<int>(rank));
     formed.names.push_back(welcome.ranks[rank].name);
+    formed.addresses.push_back(welcome.ranks[rank].address);
     formed.data_addresses.push_back(welcome.ranks[rank].data_address);
   }
   BATON_RETURN_IF_ERROR(ConnectPeers(welcome, &formed));
@@ -358,8 +401,9 @@ absl::StatusOr<Formed> Former::TakeWelcome(const std::string& payload) {
 }
 
 // Connects to the ranks below, except the host; those above come to this one.
-absl::Status Former::ConnectPeers(const Welcome& welcome, Formed* formed) {
-  const Tick deadline = std::min(request_.deadline, clock_->Now() + kMeshLimit);
+absl::Status Former::ConnectPeers(const WelcomeMessage& welcome, Formed* formed) {
+  const Duration limit = survivors_ != nullptr ? request_.regroup.patience * 2 : kMeshLimit;
+  const Tick deadline = std::min(request_.deadline, clock_->Now() + limit);
   for (const int peer : formed->present) {
     if (peer >= options_.rank || peer == host_) continue;
     const std::string& address = welcome.ranks[static_cast<size_t>(peer)].address;
@@ -368,7 +412,7 @@ absl::Status Former::ConnectPeers(const Welcome& welcome, Formed* formed) {
       return absl::AbortedError(
           absl::StrCat(RankName(peer, address), ": ", socket.status().message()));
     }
-    socket->Queue(FrameKind::kPeer, Encode(PeerMessage{formed->key, options_.rank}));
+    socket->Queue(FrameKind::kPeer, EncodePeer({formed->key, options_.rank}));
     formed->sockets.emplace(peer, *std::move(socket));
   }
   while (true) {  // until the deadline
@@ -399,7 +443,7 @@ void Former::TakePeers(const Formed& formed, std::map<int, FrameSocket>* sockets
     if (!visitor.has_frame || visitor.first.kind != FrameKind::kPeer) continue;
     const PeerMessage message = DecodePeer(visitor.first.payload);
     if (message.key != formed.key || message.rank <= options_.rank ||
-        message.rank >= options_.world_size || !IsPresent(message.rank)) {
+        !std::binary_search(formed.present.begin(), formed.present.end(), message.rank)) {
       continue;
     }
     sockets->emplace(message.rank, std::move(visitor.socket));
@@ -409,49 +453,12 @@ void Former::TakePeers(const Formed& formed, std::map<int, FrameSocket>* sockets
 
 }  // namespace
 
-std::string EncodeJoin(const JoinMessage& message) {
-  const GroupOptions& options = message.options;
-  PayloadWriter out;
-  out.Put(kProtocol).PutText(options.group_id);
-  out.Put(static_cast<int32_t>(options.world_size)).Put(static_cast<int32_t>(options.rank));
-  out.PutRanks(options.absent_ranks).PutText(options.revision).PutText(options.model_hash);
-  out.PutText(options.name).Put(options.reduce_part_bytes).Put(message.last_generation);
-  out.PutText(message.address).PutText(message.data_address);
-  return out.bytes();
-}
-
-absl::StatusOr<JoinMessage> DecodeJoin(const std::string& payload) {
-  PayloadReader in(payload);
-  const uint32_t protocol = in.Get<uint32_t>();
-  if (protocol != kProtocol) {
-    return absl::InvalidArgumentError(absl::StrCat("the rank speaks version ", protocol,
-                                                   " of the handshake, the host ", kProtocol,
-                                                   "; run one release on all ranks"));
-  }
-  JoinMessage message;
-  GroupOptions& options = message.options;
-  options.group_id = in.GetText();
-  options.world_size = in.Get<int32_t>();
-  options.rank = in.Get<int32_t>();
-  options.absent_ranks = in.GetRanks();
-  options.revision = in.GetText();
-  options.model_hash = in.GetText();
-  options.name = in.GetText();
-  options.reduce_part_bytes = in.Get<uint64_t>();
-  message.last_generation = in.Get<uint64_t>();
-  message.address = in.GetText();
-  message.data_address = in.GetText();
-  if (!in.ok()) return absl::InvalidArgumentError("the rank's message is damaged");
-  BATON_RETURN_IF_ERROR(CheckGroupOptions(options));
-  return message;
-}
-
 absl::StatusOr<Formed> FormGroup(const FormationRequest& request, FrameListener* listener,
                                  Clock* clock) {
   return Former(request, listener, clock).Run();
 }
 
-std::vector<int> KnockingRanks(const std::string& group_id, FrameListener* listener, Clock* clock) {
+std::vector<int> KnockingRanks(const GroupOptions& options, FrameListener* listener, Clock* clock) {
   std::string ignored;
   listener->Pump(clock->Now(), &ignored);
   std::set<int> ranks;
@@ -461,7 +468,10 @@ std::vector<int> KnockingRanks(const std::string& group_id, FrameListener* liste
       continue;
     }
     const absl::StatusOr<JoinMessage> message = DecodeJoin(visitor.first.payload);
-    if (message.ok() && message->options.group_id == group_id) ranks.insert(message->options.rank);
+    if (!message.ok() || message->regroups) continue;
+    GroupOptions ours = options;
+    ours.absent_ranks = message->options.absent_ranks;
+    if (CheckSameGroup(ours, message->options).ok()) ranks.insert(message->options.rank);
   }
   return {ranks.begin(), ranks.end()};
 }

@@ -6,6 +6,9 @@
 // for it, and every rank's addresses. Then each rank connects to those below it, so that every two
 // share a connection, which lives as long as the group (control.h).
 //
+// Where a group forms anew (Rendezvous::Regroup), who is the host and who takes part is found out
+// on the way, and a rank that has just started is taken in over the connection by which it knocks.
+//
 // Blocking, on the caller's thread, until the deadline; sleeps in poll meanwhile.
 
 #include <cstdint>
@@ -15,8 +18,10 @@
 
 #include "absl/status/statusor.h"
 #include "base/clock.h"
+#include "transport/group/formation_messages.h"
 #include "transport/group/frame_socket.h"
 #include "transport/group/group.h"
+#include "transport/group/survivors.h"
 
 namespace baton::transport {
 
@@ -27,6 +32,9 @@ struct FormationRequest {
   uint64_t last_generation = 0;  // the highest that this process has seen
   std::string data_address;      // where this rank's data is to be sent: opaque
   Tick deadline;
+  // Where a group forms anew: who is left of the one before, and how. Else null.
+  Survivors* survivors = nullptr;
+  RegroupOptions regroup;
 };
 
 struct Formed {
@@ -34,6 +42,7 @@ struct Formed {
   uint64_t key = 0;
   std::vector<int> present;                 // ascending
   std::vector<std::string> names;           // by rank
+  std::vector<std::string> addresses;       // by rank, of the listeners
   std::vector<std::string> data_addresses;  // by rank
   std::map<int, FrameSocket> sockets;       // to each present peer
 };
@@ -42,19 +51,9 @@ struct Formed {
 absl::StatusOr<Formed> FormGroup(const FormationRequest& request, FrameListener* listener,
                                  Clock* clock);
 
-// The ranks that `listener`'s visitors have announced for the group, ascending.
-std::vector<int> KnockingRanks(const std::string& group_id, FrameListener* listener, Clock* clock);
-
-// The first frame of a rank, kJoin or kKnock.
-struct JoinMessage {
-  GroupOptions options;  // timeout apart
-  uint64_t last_generation = 0;
-  std::string address;  // of its listener
-  std::string data_address;
-};
-std::string EncodeJoin(const JoinMessage& message);
-// INVALID_ARGUMENT: not from this release, or damaged.
-absl::StatusOr<JoinMessage> DecodeJoin(const std::string& payload);
+// The ranks that have just started, fit `options` but for absent_ranks, and wait at `listener`;
+// ascending.
+std::vector<int> KnockingRanks(const GroupOptions& options, FrameListener* listener, Clock* clock);
 
 }  // namespace baton::transport
 

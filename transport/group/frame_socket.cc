@@ -1,9 +1,11 @@
 #include "transport/group/frame_socket.h"
 
 #include <arpa/inet.h>
+#include <linux/sockios.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -92,6 +94,7 @@ FrameSocket& FrameSocket::operator=(FrameSocket&& other) noexcept {
   fd_ = std::exchange(other.fd_, -1);
   max_payload_bytes_ = other.max_payload_bytes_;
   is_connecting_ = other.is_connecting_;
+  is_ended_ = other.is_ended_;
   in_ = std::move(other.in_);
   out_ = std::move(other.out_);
   out_at_ = std::exchange(other.out_at_, 0);
@@ -128,6 +131,11 @@ std::string FrameSocket::PeerAddress() const {
   return ToText(name, true);
 }
 
+bool FrameSocket::is_acknowledged() const {
+  int bytes = 0;
+  return is_open() && !wants_write() && ioctl(fd_, SIOCOUTQ, &bytes) == 0 && bytes == 0;
+}
+
 void FrameSocket::Queue(FrameKind kind, std::string_view payload) {
   BATON_CHECK(payload.size() <= kMaxFrameBytes);
   PayloadWriter header;
@@ -162,7 +170,10 @@ absl::Status FrameSocket::Send() {
     const ssize_t sent = send(fd_, out_.data() + out_at_, out_.size() - out_at_, MSG_NOSIGNAL);
     if (sent < 0 && errno == EINTR) continue;
     if (sent < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return absl::OkStatus();
-    if (sent < 0) return Ended("send");
+    if (sent < 0) {
+      is_ended_ = errno == ECONNRESET || errno == EPIPE;
+      return Ended("send");
+    }
     out_at_ += static_cast<size_t>(sent);
   }
   out_.clear();
@@ -177,6 +188,7 @@ absl::Status FrameSocket::Receive() {
     const ssize_t got = recv(fd_, buffer, sizeof(buffer), 0);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return absl::OkStatus();
+    if (got <= 0) is_ended_ = got == 0 || errno == ECONNRESET;
     if (got < 0) return Ended("recv");
     if (got == 0) return absl::UnavailableError("the other side closed the connection");
     in_.append(buffer, static_cast<size_t>(got));

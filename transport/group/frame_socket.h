@@ -58,6 +58,10 @@ class FrameSocket {
   bool wants_write() const { return is_connecting_ || out_at_ < out_.size(); }
   // Bytes that are queued and not yet taken by the kernel.
   size_t unsent_bytes() const { return out_.size() - out_at_; }
+  // The other side's kernel has all that was queued: the process there reads it, if it ever reads.
+  bool is_acknowledged() const;
+  // The other side ended the connection, or nobody is there any more; not: it cannot be reached.
+  bool is_ended() const { return is_ended_; }
   // IP of this side, once connected.
   std::string LocalIp() const;
   std::string PeerAddress() const;
@@ -77,6 +81,7 @@ class FrameSocket {
   int fd_ = -1;
   size_t max_payload_bytes_ = kMaxFrameBytes;
   bool is_connecting_ = false;
+  bool is_ended_ = false;
   std::string in_;
   std::string out_;
   size_t out_at_ = 0;

@@ -18,6 +18,7 @@ void GroupSeat::Take(std::unique_ptr<Collectives> group) {
     wakeup = wakeup_;
   }
   if (wakeup) taken->SetWakeup(std::move(wakeup));
+  if (before != nullptr) before->MoveOn();
 }
 
 void GroupSeat::Leave() {
@@ -67,6 +68,14 @@ absl::Status GroupSeat::health() const {
 std::vector<int> GroupSeat::lost_ranks() const {
   const auto g = group();
   return g != nullptr ? g->lost_ranks() : std::vector<int>();
+}
+std::vector<int> GroupSeat::gone_ranks() const {
+  const auto g = group();
+  return g != nullptr ? g->gone_ranks() : std::vector<int>();
+}
+void GroupSeat::MoveOn() {
+  const auto g = group();
+  if (g != nullptr) g->MoveOn();
 }
 void GroupSeat::Abort(const absl::Status& why) {
   const auto g = group();

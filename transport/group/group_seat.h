@@ -25,7 +25,8 @@ class GroupSeat final : public Collectives {
   // 0 <= rank < world_size, as in every group that will be taken.
   GroupSeat(int world_size, int rank) : world_size_(world_size), rank_(rank) {}
 
-  // From here on the calls are the group's. Loop's thread.
+  // From here on the calls are the group's. Where this rank was in another, it has moved on.
+  // Loop's thread.
   void Take(std::unique_ptr<Collectives> group);
   // Leaves the group, if there is one: for the others this rank is gone. Loop's thread.
   void Leave();
@@ -45,6 +46,8 @@ class GroupSeat final : public Collectives {
   uint64_t generation() const override;
   absl::Status health() const override;
   std::vector<int> lost_ranks() const override;
+  std::vector<int> gone_ranks() const override;
+  void MoveOn() override;
   void Abort(const absl::Status& why) override;
   void SetWakeup(std::function<void()> wakeup) override;
   void Ring() override;

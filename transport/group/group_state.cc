@@ -1,6 +1,6 @@
 #include "transport/group/group_state.h"
 
-#include <set>
+#include <algorithm>
 #include <utility>
 
 #include "base/check.h"
@@ -23,6 +23,8 @@ bool GroupState::Break(GroupFailure failure, uint64_t last_good_call) {
   BATON_CHECK(!failure.status.ok());
   {
     std::lock_guard<std::mutex> lock(mutex_);
+    const std::vector<int>& lost = failure.lost_ranks;
+    if (std::find(lost.begin(), lost.end(), rank_) != lost.end()) gone_.insert(rank_);
     if (last_good_call >= last_good_call_.load()) return false;
     failure_ = std::move(failure);
     last_good_call_.store(last_good_call);
@@ -34,6 +36,16 @@ bool GroupState::Break(GroupFailure failure, uint64_t last_good_call) {
 GroupFailure GroupState::failure() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return failure_;
+}
+
+void GroupState::Gone(int rank) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  gone_.insert(rank);
+}
+
+std::vector<int> GroupState::gone() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return {gone_.begin(), gone_.end()};
 }
 
 void GroupState::SetWakeup(std::function<void()> wakeup) {

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,10 @@ class GroupState {
   bool BrokenFor(uint64_t call) const { return call > last_good_call_.load(); }
   bool broken() const { return last_good_call_.load() != UINT64_MAX; }
   GroupFailure failure() const;
+
+  // A rank will not go on from this group; this one: others have told it that it is lost.
+  void Gone(int rank);
+  std::vector<int> gone() const;  // ascending
 
   void SetWakeup(std::function<void()> wakeup);
   void Wake() const;
@@ -75,6 +80,7 @@ class GroupState {
   std::atomic<uint64_t> announced_{0};
   mutable std::mutex mutex_;
   GroupFailure failure_;          // guarded by mutex_
+  std::set<int> gone_;            // guarded by mutex_
   std::vector<Report> reports_;   // guarded by mutex_
   std::function<void()> wakeup_;  // guarded by mutex_
 };

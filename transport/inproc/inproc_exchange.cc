@@ -59,9 +59,15 @@ struct Group {
     slot->bell.notify_one();
   }
   void Break(const GroupFailure& failure, uint64_t last_good_call) {
+    bool is_news = false;
     for (const int rank : present) {
-      slots[static_cast<size_t>(rank)].state.Break(failure, last_good_call);
+      is_news = slots[static_cast<size_t>(rank)].state.Break(failure, last_good_call) || is_news;
       WakeUp(&slots[static_cast<size_t>(rank)]);
+    }
+    if (!is_news) return;
+    // Lost ranks have just been told, too.
+    for (const int rank : present) {
+      for (const int lost : failure.lost_ranks) slots[static_cast<size_t>(rank)].state.Gone(lost);
     }
   }
 };
@@ -80,13 +86,19 @@ class InprocExchange final : public Exchange {
   ~InprocExchange() override {
     me_.state.SetWakeup(nullptr);
     if (peers_.empty()) return;
-    group_->Break({absl::UnavailableError(
-                       absl::StrCat(me_.state.Name(me_.state.rank()), " has left the group")),
-                   {me_.state.rank()}},
-                  me_.state.entered());
+    const int rank = me_.state.rank();
+    if (moves_on_) {
+      group_->Break({MovedOnError(me_.state), {}}, me_.state.entered());
+      return;
+    }
+    for (const int peer : peers_) At(peer).state.Gone(rank);
+    group_->Break({LeftError(me_.state), {rank}}, me_.state.entered());
   }
 
   GroupState& state() override { return me_.state; }
+
+  std::vector<int> GoneRanks() override { return me_.state.gone(); }
+  void MoveOn() override { moves_on_ = true; }
 
   void Abort(GroupFailure failure, uint64_t last_good_call) override {
     group_->Break(failure, last_good_call);
@@ -245,6 +257,7 @@ class InprocExchange final : public Exchange {
   const std::shared_ptr<Group> group_;
   Slot& me_;
   std::vector<int> peers_;
+  bool moves_on_ = false;
 };
 
 }  // namespace

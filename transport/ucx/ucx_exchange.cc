@@ -126,6 +126,20 @@ absl::Status UcxExchange::Run(const CallShape& shape, std::span<const SendSpan> 
   return status;
 }
 
+// First whom this rank has told, then whether others have told it: of two that tell each other, one
+// at least hears of it in time.
+std::vector<int> UcxExchange::GoneRanks() {
+  bool knows_all = control_->CatchUp();
+  std::vector<int> gone = state_->gone();
+  knows_all = control_->CatchUp() && knows_all;
+  const int self = state_->rank();
+  const std::vector<int> now = state_->gone();
+  if (!knows_all || std::find(now.begin(), now.end(), self) != now.end()) gone.push_back(self);
+  std::sort(gone.begin(), gone.end());
+  gone.erase(std::unique(gone.begin(), gone.end()), gone.end());
+  return gone;
+}
+
 void UcxExchange::Begin(uint64_t call, const CallShape& shape, std::span<const RecvSpan> recv) {
   call_ = call;
   shape_ = shape;

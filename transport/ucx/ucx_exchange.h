@@ -43,6 +43,8 @@ class UcxExchange final : public Exchange {
     control_->Break(failure, last_good_call);
   }
   void Ring() override { control_->Ring(state_->entered() + 1); }
+  std::vector<int> GoneRanks() override;
+  void MoveOn() override { control_->MoveOn(); }
   GroupState& state() override { return *state_; }
 
   // Messages that no rank of the group sends; dropped.

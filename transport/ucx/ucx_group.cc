@@ -1,6 +1,7 @@
 #include "transport/ucx/ucx_group.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -30,12 +31,41 @@ class UcxRendezvousImpl final : public UcxRendezvous {
   absl::StatusOr<std::unique_ptr<Collectives>> Join(const GroupOptions& options) override {
     BATON_RETURN_IF_ERROR(CheckGroupOptions(options));
     BATON_RETURN_IF_ERROR(CheckAddresses(options));
-    group_id_ = options.group_id;
-    const Tick deadline = clock_->Now() + options.timeout;
+    FormationRequest request;
+    request.options = options;
+    request.addresses = options_.addresses;
+    return JoinAgainAndAgain(&request);
+  }
+
+  absl::StatusOr<std::unique_ptr<Collectives>> Regroup(const GroupOptions& options,
+                                                       const RegroupOptions& regroup,
+                                                       const Collectives& before) override {
+    BATON_RETURN_IF_ERROR(CheckGroupOptions(options));
+    Survivors survivors(before);
+    FormationRequest request;
+    request.options = options;
+    request.options.absent_ranks.clear();
+    // Who knew rank 0's address alone has learned the others' when the group formed.
+    request.addresses = learned_addresses_;
+    request.survivors = &survivors;
+    request.regroup = regroup;
+    return JoinAgainAndAgain(&request);
+  }
+
+  std::vector<int> Knocking() override {
+    if (!last_options_.has_value()) return {};
+    return KnockingRanks(*last_options_, &listener_, clock_.get());
+  }
+
+ private:
+  absl::StatusOr<std::unique_ptr<Collectives>> JoinAgainAndAgain(FormationRequest* request) {
+    const GroupOptions& options = request->options;
+    last_options_ = options;
+    request->deadline = clock_->Now() + options.timeout;
     absl::StatusOr<std::unique_ptr<Collectives>> group = absl::AbortedError("not tried");
     for (int attempt = 0; attempt < kMaxAttempts && absl::IsAborted(group.status()); ++attempt) {
-      group = TryToJoin(options, deadline);
-      if (clock_->Now() >= deadline) break;
+      group = TryToJoin(request);
+      if (clock_->Now() >= request->deadline) break;
     }
     if (!absl::IsAborted(group.status())) return group;
     return absl::DeadlineExceededError(
@@ -43,11 +73,6 @@ class UcxRendezvousImpl final : public UcxRendezvous {
                      options.timeout.millis(), " ms: ", group.status().message()));
   }
 
-  std::vector<int> Knocking() override {
-    return KnockingRanks(group_id_, &listener_, clock_.get());
-  }
-
- private:
   absl::Status CheckAddresses(const GroupOptions& options) const {
     const size_t count = options_.addresses.size();
     const size_t ranks = static_cast<size_t>(options.world_size);
@@ -60,37 +85,45 @@ class UcxRendezvousImpl final : public UcxRendezvous {
   }
 
   // ABORTED: worth another attempt.
-  absl::StatusOr<std::unique_ptr<Collectives>> TryToJoin(const GroupOptions& options,
-                                                         Tick deadline) {
+  absl::StatusOr<std::unique_ptr<Collectives>> TryToJoin(FormationRequest* request) {
     UcxOptions ucx;
     ucx.tls = options_.tls;
     ucx.net_devices = options_.net_devices;
     ucx.keepalive_interval = options_.keepalive_interval;
     ucx.log = options_.log;
     BATON_ASSIGN_OR_RETURN(std::unique_ptr<UcxExchange> exchange, UcxExchange::Create(ucx, clock_));
-    FormationRequest request{.options = options,
-                             .addresses = options_.addresses,
-                             .last_generation = last_generation_,
-                             .data_address = "",
-                             .deadline = deadline};
-    BATON_ASSIGN_OR_RETURN(request.data_address, exchange->Address());
-    BATON_ASSIGN_OR_RETURN(Formed formed, FormGroup(request, &listener_, clock_.get()));
+    request->last_generation = last_generation_;
+    BATON_ASSIGN_OR_RETURN(request->data_address, exchange->Address());
+    BATON_ASSIGN_OR_RETURN(Formed formed, FormGroup(*request, &listener_, clock_.get()));
     last_generation_ = std::max(last_generation_, formed.generation);
     const uint64_t generation = formed.generation;
+    GroupOptions options = request->options;
+    options.absent_ranks = AbsentRanks(options.world_size, formed.present);
+    LearnAddresses(formed);
     BATON_RETURN_IF_ERROR(exchange->Connect(options.rank, std::move(formed)));
     std::unique_ptr<Collectives> group =
         MakeExchangeCollectives(options, generation, std::move(exchange), clock_);
     // Who returns from it knows that all have come so far.
-    const absl::Status status = group->Barrier(std::min(kFirstCallLimit, deadline - clock_->Now()));
+    Duration limit = std::min(kFirstCallLimit, request->deadline - clock_->Now());
+    if (request->survivors != nullptr) limit = std::min(limit, request->regroup.patience * 2);
+    const absl::Status status = group->Barrier(limit);
     if (!status.ok()) return absl::AbortedError(std::string(status.message()));
     return group;
+  }
+
+  void LearnAddresses(const Formed& formed) {
+    learned_addresses_.resize(formed.addresses.size());
+    for (size_t rank = 0; rank < formed.addresses.size(); ++rank) {
+      if (!formed.addresses[rank].empty()) learned_addresses_[rank] = formed.addresses[rank];
+    }
   }
 
   UcxGroupOptions options_;
   FrameListener listener_;
   const std::shared_ptr<Clock> clock_;
   uint64_t last_generation_ = 0;
-  std::string group_id_;
+  std::optional<GroupOptions> last_options_;    // of the last Join or Regroup
+  std::vector<std::string> learned_addresses_;  // [ranks], once a group was formed; empty: unknown
 };
 
 }  // namespace
