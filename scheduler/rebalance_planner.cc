@@ -79,7 +79,7 @@ void RebalancePlanner::Apply(Tick now, const RebalanceRequested&, RebalanceSink&
   }
 }
 
-void RebalancePlanner::Apply(Tick, const PlacementComputed& event, RebalanceSink& sink) {
+void RebalancePlanner::Apply(Tick now, const PlacementComputed& event, RebalanceSink& sink) {
   if (phase_ != Phase::kComputing || event.ticket != ticket_) {
     ++sink.report.stale_messages;
     return;
@@ -87,6 +87,7 @@ void RebalancePlanner::Apply(Tick, const PlacementComputed& event, RebalanceSink
   phase_ = Phase::kIdle;
   deadline_ = Tick::Infinite();
   if (!event.result.ok()) {
+    ProtectLater(now);
     End(RebalanceEnd::kRolledBack, event.result.status(), sink);
     return;
   }
@@ -160,7 +161,10 @@ void RebalancePlanner::Apply(Tick now, const GroupFormed& event, RebalanceSink& 
   }
   for (size_t r = 0; r < active_.live.size(); ++r) {
     active_.live[r] = active_.live[r] && event.present[r] && event.loaded[r];
-    protect_ = protect_ || (before[r] && !active_.live[r]);
+    if (before[r] && !active_.live[r]) {
+      protect_ = true;
+      next_protect_ = now;
+    }
   }
   present_ = event.present;
   figures_stale_ = true;
@@ -185,6 +189,7 @@ void RebalancePlanner::Expire(Tick now, RebalanceSink& sink) {
   deadline_ = Tick::Infinite();
   if (phase_ == Phase::kComputing) {
     phase_ = Phase::kIdle;
+    ProtectLater(now);
     End(RebalanceEnd::kRolledBack,
         absl::DeadlineExceededError(
             absl::StrCat("no placement was computed within ", Seconds(options_.compute_timeout))),
@@ -211,16 +216,23 @@ void RebalancePlanner::BeginWhatIsDue(Tick now, RebalanceSink& sink) {
   }
 }
 
+bool RebalancePlanner::ProtectionIsDue(Tick now) {
+  if (!protect_ || now < next_protect_) return false;
+  protect_ = false;
+  // Only worth a try while the others have slots for every expert.
+  const int64_t live = std::count(active_.live.begin(), active_.live.end(), true);
+  return options_.survive_rank_loss &&
+         live * options_.topology.slots_per_rank >= options_.topology.experts &&
+         CountOnOneRank(*active_.placement, active_.live) > 0;
+}
+
+void RebalancePlanner::ProtectLater(Tick now) {
+  protect_ = true;
+  next_protect_ = now + options_.restore_retry;
+}
+
 bool RebalancePlanner::AutomaticIsDue(Tick now) {
-  if (protect_) {
-    protect_ = false;
-    // Only worth a try while the others have slots for every expert.
-    const int64_t live = std::count(active_.live.begin(), active_.live.end(), true);
-    if (options_.survive_rank_loss &&
-        live * options_.topology.slots_per_rank >= options_.topology.experts) {
-      return true;
-    }
-  }
+  if (ProtectionIsDue(now)) return true;
   if (!options_.automatic || loads_ == nullptr || now < next_automatic_) return false;
   next_automatic_ = now + options_.interval;
   if (TokensPerLayer(*loads_, options_.topology.layers) < options_.min_layer_tokens) return false;
@@ -235,6 +247,7 @@ Tick RebalancePlanner::NextWake() const {
   if (options_.automatic && loads_ != nullptr) wake = next_automatic_;
   const std::vector<bool> returned = Returned();
   if (std::count(returned.begin(), returned.end(), true) > 0) wake = std::min(wake, next_restore_);
+  if (protect_) wake = std::min(wake, next_protect_);
   return wake;
 }
 
@@ -319,6 +332,8 @@ void RebalancePlanner::FinishSwitch(Tick now, RebalanceSink& sink) {
     if (!target_.live[r] || active_.live[r]) continue;
     ++sink.report.restored;
     sink.Add(RankRestored{r});
+    protect_ = true;  // the others may have given up what it was needed for
+    next_protect_ = now;
   }
   active_ = std::exchange(target_, {});
   phase_ = Phase::kIdle;
@@ -348,6 +363,7 @@ void RebalancePlanner::RollBack(Tick now, absl::Status status, RebalanceSink& si
   waiting_.clear();
   switch_at_ = 0;
   next_restore_ = std::max(next_restore_, now + options_.restore_retry);
+  ProtectLater(now);
   ++sink.report.rollbacks;
   if (rebalance_.has_value()) {
     End(RebalanceEnd::kRolledBack, std::move(status), sink);

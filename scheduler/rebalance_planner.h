@@ -180,6 +180,8 @@ class RebalancePlanner {
   void Expire(Tick now, RebalanceSink& sink);
   void BeginWhatIsDue(Tick now, RebalanceSink& sink);
   bool AutomaticIsDue(Tick now);
+  bool ProtectionIsDue(Tick now);
+  void ProtectLater(Tick now);
   void Compute(Tick now, bool requested, RebalanceSink& sink);
   void BeginRound(Tick now, RebalanceSink& sink);
   void BeginRestore(Tick now, RebalanceSink& sink);
@@ -211,7 +213,10 @@ class RebalancePlanner {
   Tick placed_at_;
   RebalanceReport figures_;    // gauges that cost a walk over the placement
   bool figures_stale_ = true;  // the placement, the ranks or the loads have changed
-  bool protect_ = false;       // a rank was lost: see whether its experts can be protected again
+  // A rank was lost or is back, or a try has failed: see whether experts that are on one rank alone
+  // can be protected (survive_rank_loss).
+  bool protect_ = false;
+  Tick next_protect_;
 };
 
 }  // namespace baton::scheduler

@@ -304,6 +304,35 @@ TEST_F(Covered, ALostRankIsMaskedAndTakenBackIn) {
   EXPECT_EQ(sink.report.masked, 0);
 }
 
+// What was computed without a rank need not survive the loss of another; with it back there are
+// slots for that again.
+TEST_F(Covered, ARankThatIsBackProtectsTheOthersExperts) {
+  const auto alone = ExpertPlacement::FromSlots(options.topology,
+                                                {0, 1, 2, 3, 3, 3, 3, 3, 0, 1, 2, 3, 3, 3, 3, 3});
+  planner = std::make_unique<RebalancePlanner>(
+      options, 0, ActiveExperts{4, std::make_shared<ExpertPlacement>(*alone), {true, false}},
+      std::vector<bool>{true, false}, 9, now);
+  Step({});
+  const auto vain = std::get<ComputePlacement>(sink.actions.at(0));
+  Step({PlacementComputed{vain.ticket, PlaceExperts(*vain.request)}});
+  Step({GroupFormed{{true, true}, {true, false}, planner->active()}});
+  Step({PrepareEnded{0, 9, {}}, PrepareEnded{1, 9, {}}, StepStarting{20}});
+  Step({StepStarting{21}, StepStarting{22}});
+  ASSERT_EQ(sink.actions.size(), 2u);
+  const auto compute = std::get<ComputePlacement>(sink.actions[1]);
+  EXPECT_THAT(compute.request->live, IsEmpty());
+  // Not in vain, however little it gains; and tried again where it fails.
+  Step({PlacementComputed{compute.ticket, absl::InternalError("no memory")}});
+  EXPECT_EQ(std::get<RebalanceEnded>(sink.actions.at(0)).end, RebalanceEnd::kRolledBack);
+  EXPECT_EQ(planner->NextWake(), now + options.restore_retry);
+  now = planner->NextWake();
+  Step({});
+  const auto again = std::get<ComputePlacement>(sink.actions.at(0));
+  Step({PlacementComputed{again.ticket, PlaceExperts(*again.request)}});
+  EXPECT_THAT(sink.actions, SizeIs(2));
+  EXPECT_EQ(sink.actions[0].index(), 1u);  // SendPrepare
+}
+
 TEST_F(Covered, ARankThatCannotBeRestoredIsTriedAgainLater) {
   Step({GroupFormed{{true, true}, {true, false}, planner->active()}});
   Step({PrepareEnded{1, 9, absl::UnavailableError("source gone")}});
