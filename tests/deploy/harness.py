@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import pathlib
+import random
 import re
 import signal
 import socket
@@ -104,10 +105,22 @@ def wait_until(condition, what, log=None, child=None, timeout_s=START_TIMEOUT_S)
     raise AssertionError(f"waited {timeout_s} s in vain for {what}{status}\n{tail}")
 
 
+_given_ports = set()
+
+
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port for a process that is told it: below those that the system gives to whoever wants any (where they leave
+    room), so that nobody gets it by chance before that process listens."""
+    first_ephemeral = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    end = first_ephemeral if first_ephemeral > 20000 else 65536
+    for _ in range(1000):
+        port = random.randrange(10000, end)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            if port not in _given_ports:
+                _given_ports.add(port)
+                return port
+    raise AssertionError(f"no free port from 10000 to {end}")
 
 
 def http_ok(url):
