@@ -1,5 +1,7 @@
-// How long a placement takes at the size of DeepSeek-V3: 61 layers (all of them, to be safe) of 256
-// experts in 320 slots. Not a test: `ninja experts_bench && tests/scheduler/experts_bench`.
+// What placing experts costs at the size of DeepSeek-V3: 61 layers (all of them, to be safe) of 256
+// experts in 320 slots. Computing a placement has a thread of its own; the rest (OnLeader...,
+// OnRank..., Figures) stands between two steps. Not a test: `ninja experts_bench &&
+// tests/scheduler/experts_bench`.
 
 #include <cmath>
 #include <memory>
@@ -8,8 +10,11 @@
 #include "base/check.h"
 #include "base/random.h"
 #include "benchmark/benchmark.h"
+#include "scheduler/expert_load.h"
 #include "scheduler/expert_placement.h"
 #include "scheduler/expert_routing.h"
+#include "scheduler/expert_switch.h"
+#include "scheduler/rebalance_planner.h"
 
 namespace baton::scheduler {
 namespace {
@@ -73,6 +78,79 @@ void Split(benchmark::State& state) {
   for (auto _ : state) benchmark::DoNotOptimize(SplitTokens(placement, 0, {}, tokens).data());
 }
 
+// A placement in use, and the next one for loads that have changed.
+struct Change {
+  explicit Change(int32_t ranks) : request(Request(ranks, false)) {
+    now = {1, std::make_shared<ExpertPlacement>(Place(request).placement),
+           std::vector<bool>(static_cast<size_t>(ranks), true)};
+    Rng rng(2);
+    for (double& load : request.loads) load = std::floor(load * (0.8 + 0.4 * rng.Uniform()));
+    request.previous = now.placement;
+    next = Place(request);
+  }
+  PrepareExperts Message(int32_t rank) const {
+    PrepareExperts message{0, now, {}};
+    message.target.version = 2;
+    message.target.placement = std::make_shared<ExpertPlacement>(next.placement);
+    message.copies = PlanCopies(request.topology, *now.placement, next.placement, now.live,
+                                now.live)[static_cast<size_t>(rank)];
+    return message;
+  }
+
+  PlacementRequest request;
+  ActiveExperts now;
+  PlacementResult next;
+};
+
+// The leader's step from a computed placement to the messages for all ranks; all layers at once.
+void OnLeaderPrepare(benchmark::State& state) {
+  const Change change(static_cast<int32_t>(state.range(0)));
+  RebalanceOptions options;
+  options.topology = change.request.topology;
+  options.max_staged = kLayers * options.topology.slots_per_rank;
+  const auto loads = std::make_shared<std::vector<double>>(change.request.loads);
+  for (auto _ : state) {
+    state.PauseTiming();
+    RebalancePlanner planner(options, 0, change.now, change.now.live, 2, Tick());
+    RebalanceSink sink;
+    planner.Step(Tick(), {LoadsMeasured{loads}, RebalanceRequested{}}, sink);
+    sink.Clear();
+    const RebalanceEvent computed = PlacementComputed{1, change.next};
+    state.ResumeTiming();
+    planner.Step(Tick(), absl::MakeConstSpan(&computed, 1), sink);
+    BATON_CHECK(sink.actions.size() >= change.now.live.size());
+  }
+}
+
+// A rank takes the message, and later switches.
+void OnRankSwitch(benchmark::State& state) {
+  const Change change(static_cast<int32_t>(state.range(0)));
+  const PrepareExperts message = change.Message(1);
+  for (auto _ : state) {
+    state.PauseTiming();
+    ExpertSlots slots(1, 0, change.now, true);
+    state.ResumeTiming();
+    BATON_CHECK(slots.Prepare(message).ok());
+    for (const ExpertCopy& copy : message.copies) slots.CopyDone(2, copy.layer, copy.slot);
+    BATON_CHECK(slots.BeginStep(5, {2, 5}).ok());
+  }
+  state.counters["copies"] = static_cast<double>(message.copies.size());
+}
+
+// What is published after a switch.
+void Figures(benchmark::State& state) {
+  const Change change(static_cast<int32_t>(state.range(0)));
+  const ExpertPlacement& placement = *change.now.placement;
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(CountUncovered(placement, change.now.live));
+    benchmark::DoNotOptimize(CountOnOneRank(placement, change.now.live));
+    benchmark::DoNotOptimize(Balancedness(placement, change.request.loads, change.now.live));
+  }
+}
+
+BENCHMARK(OnLeaderPrepare)->Arg(8)->Arg(32)->Arg(64)->Unit(benchmark::kMicrosecond);
+BENCHMARK(OnRankSwitch)->Arg(8)->Arg(32)->Arg(64)->Unit(benchmark::kMicrosecond);
+BENCHMARK(Figures)->Arg(8)->Arg(32)->Arg(64)->Unit(benchmark::kMicrosecond);
 BENCHMARK(Fresh)->ArgsProduct({{8, 32, 64}, {0, 1}})->Unit(benchmark::kMillisecond);
 BENCHMARK(FromPrevious)->ArgsProduct({{8, 32, 64}, {0, 1}})->Unit(benchmark::kMillisecond);
 BENCHMARK(Split)->Unit(benchmark::kMicrosecond);
