@@ -296,6 +296,11 @@ void Router::OnEnd(Tick now, WorkerId worker, const RequestEnd& end, RouterActio
       if (const auto lost = prefill_.find(prefill); end.prefill_lost && lost != prefill_.end()) {
         lost->second.suspect_until = now + options_.suspect_period;
       }
+      if (!end.prefill_lost) {
+        // Its group may be about to go, and each of its ranks costs an attempt.
+        decode_.at(worker).suspect_until = now + options_.suspect_period;
+        request.avoided_decode.push_back(worker);
+      }
       return Requeue(now, it, true, end.status, sink);
     case EndKind::kFailed:
       return Finish(

@@ -42,9 +42,11 @@ struct RouterOptions {
   Duration release_timeout = Duration::Millis(10'000);     // bound on waiting for `released`
   Duration requeue_backoff = Duration::Millis(2);          // doubles with every requeue
   Duration max_requeue_backoff = Duration::Millis(256);
-  Duration max_duration = Duration::Seconds(3600);    // of a request whose deadline is later
-  Duration suspect_period = Duration::Millis(1'000);  // a prefill worker reported lost is avoided
-  Duration retry_after = Duration::Millis(500);       // hint that goes with refusals
+  Duration max_duration = Duration::Seconds(3600);  // of a request whose deadline is later
+  // A prefill worker that was reported lost is avoided for so long; a decode rank that has failed
+  // an attempt, while others have room.
+  Duration suspect_period = Duration::Millis(1'000);
+  Duration retry_after = Duration::Millis(500);  // hint that goes with refusals
 };
 
 // --- events -------------------------------------------------------------------------------
@@ -222,6 +224,7 @@ class Router {
     int32_t overtaken = 0;
     bool avoids_prefill = false;
     WorkerId avoided_prefill;
+    std::vector<WorkerId> avoided_decode;  // that failed it; at most max_attempts
     bool has_first_token = false;
     int32_t cached_tokens = 0;
     int32_t decode_form_tokens = 0;
@@ -247,6 +250,7 @@ class Router {
     int32_t attempts = 0;              // not ended
     std::set<RequestKey> keys;         // of its attempts, ended ones included
     uint64_t last_start = 0;           // number of the last start that it got; 0: none
+    Tick suspect_until;                // it has just failed an attempt
     int32_t prompt_pages = 0;          // of these
     PrefixIndex prefixes;
   };
@@ -306,7 +310,8 @@ class Router {
   static std::pair<int32_t, uint64_t> Load(const DecodeRank& rank);
   static double ShareLeft(const DecodeRank& rank, int32_t pages);
   void MakeKeys(Request& request) const;
-  std::map<WorkerId, DecodeRank>::iterator PickDecode(const Request& request, int32_t pages);
+  std::map<WorkerId, DecodeRank>::iterator PickDecode(Tick now, const Request& request,
+                                                      int32_t pages);
   std::map<WorkerId, PrefillWorker>::iterator PickPrefill(Tick now, const Request& request);
   int32_t CachedPages(const PrefixIndex& prefixes, const Request& request) const;
   int64_t PrefillCost(const PrefillWorker& worker, const Request& request) const;

@@ -111,7 +111,7 @@ bool Router::TryDispatch(Tick now, Request& request, RouterActionSink& sink) {
   if (decode_.empty() || prefill_.empty()) return false;
   MakeKeys(request);
   const int32_t pages = PagesAtStart(request);
-  const auto decode = PickDecode(request, pages);
+  const auto decode = PickDecode(now, request, pages);
   if (decode == decode_.end()) return false;
   const auto prefill = PickPrefill(now, request);
   if (prefill == prefill_.end()) return false;
@@ -189,16 +189,30 @@ double Router::ShareLeft(const DecodeRank& rank, int32_t pages) {
 // The rank with a credit whose free pages, after this request, are the largest share of its pages;
 // among equals the one with the least load. A rank that has pages of the prompt is preferred to it,
 // the one with the most of them, while it would be left with at least half of that share: what need
-// not be shipped is not worth waiting for on a full rank.
-std::map<WorkerId, Router::DecodeRank>::iterator Router::PickDecode(const Request& request,
+// not be shipped is not worth waiting for on a full rank. One that failed this request, or has just
+// failed another, is taken only when no other has room.
+std::map<WorkerId, Router::DecodeRank>::iterator Router::PickDecode(Tick now,
+                                                                    const Request& request,
                                                                     int32_t pages) {
+  const std::vector<WorkerId>& avoided = request.avoided_decode;
+  const auto shunned = [&](const auto& entry) {
+    return entry.second.suspect_until > now ||
+           std::find(avoided.begin(), avoided.end(), entry.first) != avoided.end();
+  };
   double best_share = -1;
-  for (const auto& [id, rank] : decode_) best_share = std::max(best_share, ShareLeft(rank, pages));
+  double best_of_all = -1;
+  for (const auto& entry : decode_) {
+    const double share = ShareLeft(entry.second, pages);
+    best_of_all = std::max(best_of_all, share);
+    if (share > best_share && !shunned(entry)) best_share = share;
+  }
+  const bool choice = best_share >= 0;
+  if (!choice) best_share = best_of_all;
   auto best = decode_.end();
   std::pair<int32_t, double> best_rating;
   for (auto it = decode_.begin(); it != decode_.end(); ++it) {
     const double share = ShareLeft(it->second, pages);
-    if (share < 0) continue;
+    if (share < 0 || (choice && shunned(*it))) continue;
     const int32_t cached = share >= best_share / 2 ? CachedPages(it->second.prefixes, request) : 0;
     const std::pair rating(cached, share);
     if (best == decode_.end() || rating > best_rating ||

@@ -20,6 +20,32 @@ TEST_F(RouterTest, RetryGoesToAnotherPrefillWorkerWithWhatWasDelivered) {
   EXPECT_EQ(OnlyStart().request.delivered, std::vector<TokenId>{5});
 }
 
+// A's pages are the emptier ones; B has room, and then none.
+TEST_F(RouterTest, RetryGoesToAnotherDecodeRankWhileOneHasRoom) {
+  h.Step({Join(kDecodeA), Join(kDecodeB, Decode(2, 12)), Join(kPrefillA, Prefill())});
+  h.Step({Arrive(1)});
+  EXPECT_EQ(OnlyStart().decode, kDecodeA);
+  h.Step({Update({}, {End(Key(1), EndKind::kRetryable)}, {Key(1)})});
+  EXPECT_EQ(OnlyStart().decode, kDecodeB);
+  // What has just failed one is not for others either; it is better than nothing.
+  h.Step({Arrive(2)});
+  EXPECT_EQ(OnlyStart().decode, kDecodeB);
+  h.Step({Arrive(3)});
+  EXPECT_EQ(OnlyStart().decode, kDecodeA);
+  h.StepAfter(Duration::Millis(100), {Arrive(4)});
+  EXPECT_EQ(OnlyStart().decode, kDecodeA);
+}
+
+TEST_F(RouterTest, ALostPrefillWorkerIsNotTheDecodeRanksFault) {
+  h.Step({Join(kDecodeA), Join(kDecodeB, Decode(4, 12)), Join(kPrefillA, Prefill()),
+          Join(kPrefillB, Prefill())});
+  h.Step({Arrive(1)});
+  RequestEnd end = End(Key(1), EndKind::kRetryable);
+  end.prefill_lost = true;
+  h.Step({Update({}, {end}, {Key(1)})});
+  EXPECT_EQ(OnlyStart().decode, kDecodeA);
+}
+
 TEST_F(RouterTest, OnlyPrefillWorkerIsTriedAgain) {
   JoinPair();
   h.Step({Arrive(1)});
