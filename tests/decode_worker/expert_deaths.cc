@@ -134,6 +134,31 @@ TEST_P(ExpertDeathsTest, SilentRanksAreFenced) {
   deaths.cluster().AwaitPasses(10);
 }
 
+// Half of the group, and not the half with the first rank: the other is told, or has ended.
+TEST_P(ExpertDeathsTest, OfTwoRanksOneIsEnough) {
+  for (const bool silent : {false, true}) {
+    SCOPED_TRACE(silent);
+    ExpertCluster::Options options = Covered();
+    options.ranks = 2;
+    options.redundant_experts = 16;
+    if (silent) options.group.timeout = Duration::Millis(300 * kSanitizedTestScale);
+    ExpertCluster cluster(options, GetParam().make());
+    for (int32_t r = 0; r < 2; ++r) {
+      cluster.Await("the group", [&] { return cluster.view(r) != nullptr; });
+    }
+    if (silent) {
+      cluster.runner(0).HoldPasses(true);
+    } else {
+      cluster.KillInPass({0});
+    }
+    cluster.Await("the other to go on", [&] { return !cluster.view(1)->active.live[0]; });
+    cluster.runner(0).HoldPasses(false);
+    cluster.Await("its end", [&] { return !cluster.health(0).ok(); });
+    cluster.AwaitPasses(10);
+    EXPECT_TRUE(cluster.health(1).ok()) << cluster.health(1);
+  }
+}
+
 TEST_P(ExpertDeathsTest, ARankDiesWhileAnotherComesBack) {
   Deaths deaths(GetParam(), Covered());
   deaths.cluster().KillInPass({3});
