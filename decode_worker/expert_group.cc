@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status_macros.h"
+#include "scheduler/expert_routing.h"
 
 namespace baton::decode_worker {
 namespace {
@@ -233,6 +234,12 @@ std::vector<bool> ExpertGroup::Present() const {
   std::vector<bool> present(static_cast<size_t>(ranks()));
   for (int32_t r = 0; r < ranks(); ++r) present[static_cast<size_t>(r)] = seat_.is_present(r);
   return present;
+}
+
+bool CanSpare(const ExpertsView& view, int32_t rank) {
+  std::vector<bool> others = view.active.live;
+  others[static_cast<size_t>(rank)] = false;
+  return scheduler::CountUncovered(*view.active.placement, others) == 0;
 }
 
 std::shared_ptr<const ExpertsView> ExpertGroup::View() const {

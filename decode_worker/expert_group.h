@@ -78,6 +78,9 @@ struct ExpertsView {
   std::string last_rebalance;  // how the last one ended, in words; the leader's alone
 };
 
+// Every expert has a live replica on ranks other than `rank`.
+bool CanSpare(const ExpertsView& view, int32_t rank);
+
 // Counters since the last report; all but `switches` are the leader's.
 struct ExpertsReport {
   uint32_t switches = 0;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <iterator>
 #include <span>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -23,6 +24,8 @@ using scheduler::ActiveExperts;
 constexpr Duration kFirstWait = Duration::Seconds(3);
 // Of ExpertGroupOptions::reform_timeout, for one formation.
 constexpr int64_t kMostPatience = 3;
+// Who waits for whom is said again after this time.
+constexpr Duration kTellAgain = Duration::Seconds(15);
 // Between attempts to take in a rank that knocked and then did not come.
 constexpr Duration kKnockAgain = Duration::Seconds(5);
 
@@ -42,6 +45,8 @@ int32_t LowestOf(const std::vector<bool>& ranks) {
 
 absl::Status ExpertGroup::FormFirst() {
   const Tick deadline = clock_.Now() + options_.form_timeout;
+  std::string told;
+  Tick tell_again;
   while (true) {  // until the deadline
     const Duration left = deadline - clock_.Now();
     absl::Status status = Form({}, std::min(kFirstWait, std::max(left, Duration::Millis(1))));
@@ -50,7 +55,13 @@ absl::Status ExpertGroup::FormFirst() {
     if (interrupted_.load()) return absl::CancelledError("interrupted while the group formed");
     // Refused, or a mistake: waiting would not mend it. A group that broke while it formed would.
     const bool again = absl::IsDeadlineExceeded(status) || absl::IsUnavailable(status);
-    if (!again || clock_.Now() >= deadline) return Fail(status);
+    const Tick now = clock_.Now();
+    if (!again || now >= deadline) return Fail(status);
+    const std::string waiting(status.message());
+    if (waiting == told && now < tell_again) continue;
+    log_.Info("waiting for the other ranks", {{"status", waiting}});
+    told = waiting;
+    tell_again = now + kTellAgain;
   }
 }
 

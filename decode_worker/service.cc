@@ -126,6 +126,11 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
     std::lock_guard<std::mutex> lock(health_mutex_);
     return health_;
   }
+  bool joined() const override { return group_ == nullptr || group_->View() != nullptr; }
+  bool dispensable() const override {
+    const std::shared_ptr<const ExpertsView> view = group_ == nullptr ? nullptr : group_->View();
+    return view != nullptr && CanSpare(*view, view->rank);
+  }
   grpc::Service* experts_service() override { return experts_service_.get(); }
 
   void Send(scheduler::SendUpdate update) override {

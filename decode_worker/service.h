@@ -57,6 +57,13 @@ class DecodeWorker : public wire::Worker {
   // Not OK, for good: this rank has left its group and serves nobody. Any thread.
   virtual absl::Status health() const = 0;
 
+  // The ranks of its group have found each other, so that it takes requests; at once without a
+  // group. Any thread.
+  virtual bool joined() const = 0;
+  // The other ranks of its group can go on without this one, as far as anybody knows: every expert
+  // has a replica on them. False without a group. Any thread.
+  virtual bool dispensable() const = 0;
+
   // baton.v1.Experts, for any server of this process; null without a group. Lives as long as the
   // worker.
   virtual grpc::Service* experts_service() = 0;

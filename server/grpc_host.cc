@@ -25,6 +25,8 @@ namespace baton::server {
 namespace {
 
 constexpr int kUnlimited = 0;
+// Within a process nobody falls silent: its threads may be slow.
+constexpr Duration kLoopbackTimeout = Duration::Seconds(50);
 
 void SetServerArguments(const GrpcHostOptions& options, grpc::ServerBuilder* builder) {
   // Clients may ping idle connections; gRPC's own default takes that for an attack.
@@ -41,6 +43,22 @@ void SetServerArguments(const GrpcHostOptions& options, grpc::ServerBuilder* bui
   builder->SetMaxSendMessageSize(options.max_message_bytes);
 }
 
+std::shared_ptr<grpc::Channel> PeerChannel(const std::string& address, Duration timeout) {
+  const Duration ask_after = Duration::Nanos(timeout.nanos() * 2 / 5);
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, static_cast<int>(ask_after.millis()));
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, static_cast<int>((timeout - ask_after).millis()));
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, kUnlimited);
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1'000);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1'000);
+  // An HTTP proxy of the environment is for the outside world.
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  arguments.SetMaxReceiveMessageSize(-1);
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+}
+
 class GrpcHostImpl final : public GrpcHost {
  public:
   explicit GrpcHostImpl(std::unique_ptr<grpc::Server> server, int port)
@@ -54,7 +72,7 @@ class GrpcHostImpl final : public GrpcHost {
   }
 
   std::shared_ptr<grpc::Channel> LoopbackChannel() override {
-    return MakePeerChannel("127.0.0.1:" + std::to_string(port_));
+    return PeerChannel("127.0.0.1:" + std::to_string(port_), kLoopbackTimeout);
   }
 
   void Shutdown(Duration grace) override {
@@ -70,21 +88,6 @@ class GrpcHostImpl final : public GrpcHost {
   const int port_;
   bool shut_down_ = false;
 };
-
-grpc::ChannelArguments PeerArguments() {
-  grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5'000);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, kUnlimited);
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1'000);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1'000);
-  // An HTTP proxy of the environment is for the outside world.
-  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  arguments.SetMaxReceiveMessageSize(-1);
-  return arguments;
-}
 
 // Whether `address` can be listened on, in the system's words: gRPC only says that it cannot, and
 // writes lines of its own about it. OK when the system has no objection.
@@ -158,8 +161,8 @@ absl::StatusOr<std::unique_ptr<GrpcHost>> GrpcHost::Start(
   return std::make_unique<GrpcHostImpl>(std::move(server), port);
 }
 
-std::shared_ptr<grpc::Channel> MakePeerChannel(const std::string& address) {
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), PeerArguments());
+wire::ChannelFactory PeerChannels(Duration timeout) {
+  return [timeout](const std::string& address) { return PeerChannel(address, timeout); };
 }
 
 std::shared_ptr<grpc::Channel> MakeClientChannel(const std::string& address) {

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/clock.h"
+#include "wire/channel_factory.h"
 
 namespace grpc {
 class Channel;
@@ -49,9 +50,13 @@ class GrpcHost {
   virtual void Shutdown(Duration grace) = 0;
 };
 
-// A channel to another process of the cluster: reconnects within a second of its return, and
-// notices within seconds that its host is gone.
-std::shared_ptr<grpc::Channel> MakePeerChannel(const std::string& address);
+// Pings that come from peers' channels are welcome at this interval and longer ones.
+inline constexpr Duration kPeerPingInterval = Duration::Millis(100);
+
+// Makes channels to other processes of the cluster. One reconnects within a second of its peer's
+// return, and breaks when the peer has been silent for `timeout`, at least a second: its host is
+// gone, or it is stopped.
+wire::ChannelFactory PeerChannels(Duration timeout);
 
 // A channel to a server from a client tool.
 std::shared_ptr<grpc::Channel> MakeClientChannel(const std::string& address);

@@ -12,6 +12,19 @@
 namespace baton::server {
 namespace {
 
+// Until the ranks of its group have found each other; the worker bounds the wait. CANCELLED when a
+// signal came.
+absl::Status AwaitGroup(const decode_worker::DecodeWorker& worker, TerminationSignals& signals) {
+  constexpr Duration kLookAgain = Duration::Millis(20);
+  while (!worker.joined()) {
+    BATON_RETURN_IF_ERROR(worker.health());
+    if (signals.WaitFor(kLookAgain)) {
+      return absl::CancelledError("told to end while waiting for the other ranks");
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<int> Decode(const CommandContext& context) {
   TerminationSignals signals;
   const Config& config = context.config();
@@ -26,21 +39,34 @@ absl::StatusOr<int> Decode(const CommandContext& context) {
       MakeWorkerParts(config, RunnerRole::kDecode, files, address, clock, signals, context.log);
   if (absl::IsCancelled(made.status())) return kExitOk;
   BATON_ASSIGN_OR_RETURN(WorkerParts parts, std::move(made));
+  if (parts.group != nullptr) parts.group->metrics = metrics.experts();
   BATON_ASSIGN_OR_RETURN(const std::unique_ptr<decode_worker::DecodeWorker> worker,
                          decode_worker::DecodeWorker::Start(
                              {.identity = IdentityFor("decode", config, model),
                               .loop = DecodeLoopOptionsFor(config, model)},
                              *clock, std::move(parts.runner), std::move(parts.transport),
-                             MakePeerChannel, metrics.decode(), context.log));
+                             PeerChannels(Duration::Millis(config.server().peer_timeout_ms())),
+                             metrics.decode(), context.log, std::move(parts.group)));
+  const absl::Status joined = AwaitGroup(*worker, signals);
+  if (absl::IsCancelled(joined)) return kExitOk;
+  BATON_RETURN_IF_ERROR(joined);
 
   RoleProcess role = WorkerProcess(*worker, parts, address, "baton.v1.DecodeWorker");
+  bool told_to_end = false;
   if (parts.ranks() > 1) {
+    role.services.push_back(worker->experts_service());
+    // The others of a group that ends may be gone before this rank is.
+    role.drain.health = [&] {
+      return told_to_end && worker->drained() ? absl::OkStatus() : worker->health();
+    };
     role.drain.begin = [&] {
+      told_to_end = true;
       parts.passes->Restart();
       worker->Drain();
     };
     role.drain.drained = [&] {
-      return worker->drained() && (parts.passes->paused() || !parts.collectives->health().ok());
+      return worker->drained() &&
+             (worker->dispensable() || !worker->health().ok() || parts.passes->paused());
     };
   }
   role.started = [&](int grpc_port, int http_port) {
@@ -55,17 +81,21 @@ absl::StatusOr<int> Decode(const CommandContext& context) {
 }  // namespace
 
 Command DecodeCommand() {
-  return {.name = "decode",
-          .summary = "a decode worker, or a rank of one, as its own process",
-          .description =
-              "Takes requests from routers, has their prompts computed by prefill workers and "
-              "streams the tokens, until SIGTERM; then running requests finish, and it exits 0. "
-              "With --decode.ranks it is one of several that share the experts, and finds the "
-              "others at --decode.group_addresses; when one of them is lost, it exits 1.",
-          .flags = {PortFileFlag()},
-          .config = {"model", "decode", "handoff", "kernels", "group", "drain", "log", "metrics",
-                     "server.http_address"},
-          .run = [](const CommandContext& context) { return ExitCode(context, Decode(context)); }};
+  return {
+      .name = "decode",
+      .summary = "a decode worker, or a rank of one, as its own process",
+      .description =
+          "Takes requests from routers, has their prompts computed by prefill workers and "
+          "streams the tokens, until SIGTERM; then running requests finish, and it exits 0. "
+          "With --decode.ranks it is one of several that share the experts, and finds the "
+          "others at --decode.group_addresses. Where every expert has a replica on another rank "
+          "(--decode.redundant_experts, --decode.rebalance.survive_rank_loss), the group goes "
+          "on without a rank that is lost, and takes it back in when it is started again; "
+          "where not, all its processes exit 1.",
+      .flags = {PortFileFlag()},
+      .config = {"model", "decode", "handoff", "kernels", "group", "drain", "log", "metrics",
+                 "server.http_address", "server.peer_timeout_ms"},
+      .run = [](const CommandContext& context) { return ExitCode(context, Decode(context)); }};
 }
 
 }  // namespace baton::server

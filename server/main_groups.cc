@@ -41,16 +41,16 @@ std::string Agreement(const Config& config, const std::string& model_hash,
     // They run the same passes over the same pages.
     absl::StrAppend(&text, " chunk_tokens=", options.max_batch_rows,
                     " pages=", options.total_pages);
-  } else {
-    absl::StrAppend(&text, " expert_dispatch=", model::DispatchName(options.group.dispatch),
-                    " overlap_rows=", options.group.overlap_rows);
   }
   return text;
 }
 
-// Where a rank listens for the others: at its own address if it has one.
-absl::StatusOr<transport::UcxGroupOptions> MeetingPlace(const Config& config, RunnerRole role,
-                                                        int32_t rank) {
+// A rank listens for the others at its own address if it has one.
+absl::StatusOr<std::unique_ptr<transport::UcxRendezvous>> MeetingPlace(const Config& config,
+                                                                       RunnerRole role,
+                                                                       int32_t rank,
+                                                                       std::shared_ptr<Clock> clock,
+                                                                       const Log& log) {
   const auto& addresses = AddressesOf(config, role);
   const v1::Ucx& network = config.handoff().ucx();
   transport::UcxGroupOptions options;
@@ -58,11 +58,13 @@ absl::StatusOr<transport::UcxGroupOptions> MeetingPlace(const Config& config, Ru
   options.tls = network.tls();
   options.net_devices = network.net_devices();
   options.listen_ip = network.listen_ip();
-  if (rank >= addresses.size()) return options;
-  if (options.listen_ip.empty()) options.listen_ip = SpecificIp(addresses[rank]);
-  const std::string port = SplitHostPort(addresses[rank])->port;  // checked by the schema
-  std::from_chars(port.data(), port.data() + port.size(), options.listen_port);
-  return options;
+  options.log = log;
+  if (rank < addresses.size()) {
+    if (options.listen_ip.empty()) options.listen_ip = SpecificIp(addresses[rank]);
+    const std::string port = SplitHostPort(addresses[rank])->port;  // checked by the schema
+    std::from_chars(port.data(), port.data() + port.size(), options.listen_port);
+  }
+  return transport::CreateUcxRendezvous(options, std::move(clock));
 }
 
 }  // namespace
@@ -119,14 +121,13 @@ absl::StatusOr<int32_t> RankOfProcess(const Config& config, RunnerRole role,
       role == RunnerRole::kPrefill ? "PREFILL" : "DECODE", "_RANK) to this process's number"));
 }
 
-absl::StatusOr<std::unique_ptr<transport::Collectives>> JoinProcessGroup(
-    const Config& config, RunnerRole role, int32_t rank, const std::string& model_hash,
+absl::StatusOr<std::unique_ptr<transport::Collectives>> JoinPrefillGroup(
+    const Config& config, int32_t rank, const std::string& model_hash,
     const model::RunnerOptions& options, std::shared_ptr<Clock> clock, TerminationSignals& signals,
     const Log& log) {
-  BATON_ASSIGN_OR_RETURN(transport::UcxGroupOptions place, MeetingPlace(config, role, rank));
-  place.log = log;
+  constexpr RunnerRole role = RunnerRole::kPrefill;
   BATON_ASSIGN_OR_RETURN(const std::unique_ptr<transport::UcxRendezvous> rendezvous,
-                         transport::CreateUcxRendezvous(place, clock));
+                         MeetingPlace(config, role, rank, clock, log));
   transport::GroupOptions group{.group_id = RoleName(role),
                                 .world_size = RanksOf(config, role),
                                 .rank = rank,
@@ -220,6 +221,19 @@ std::vector<std::unique_ptr<decode_worker::DecodeGroup>> DecodeThreadGroup(
     own->rendezvous = groups.NewRendezvous();
     own->options = ExpertGroupOptionsFor(config, model, rank);
   }
+  return group;
+}
+
+absl::StatusOr<std::unique_ptr<decode_worker::DecodeGroup>> DecodeProcessGroup(
+    const Config& config, const ModelDescription& model, int32_t rank,
+    const model::RunnerOptions& options, std::shared_ptr<Clock> clock, const Log& log) {
+  auto group = std::make_unique<decode_worker::DecodeGroup>();
+  group->seat = std::make_unique<transport::GroupSeat>(RanksOf(config, RunnerRole::kDecode), rank);
+  BATON_ASSIGN_OR_RETURN(group->rendezvous,
+                         MeetingPlace(config, RunnerRole::kDecode, rank, std::move(clock), log));
+  group->options = ExpertGroupOptionsFor(config, model, rank);
+  group->options.group.model_hash = Agreement(config, model.hash, options);
+  group->options.form_timeout = Duration::Millis(config.group().join_timeout_ms());
   return group;
 }
 

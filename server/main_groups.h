@@ -37,11 +37,11 @@ absl::StatusOr<std::vector<std::unique_ptr<transport::Collectives>>> FormThreadG
 absl::StatusOr<int32_t> RankOfProcess(const Config& config, RunnerRole role,
                                       const std::string& host_name);
 
-// Joins the other processes of the group, and says on the way whom it waits for. They must have the
-// same revision, the model `model_hash`, and `options`. CANCELLED when a signal came;
+// Joins the other processes of a prefill group, and says on the way whom it waits for. They must
+// have the same revision, the model `model_hash`, and `options`. CANCELLED when a signal came;
 // DEADLINE_EXCEEDED after group.join_timeout_ms.
-absl::StatusOr<std::unique_ptr<transport::Collectives>> JoinProcessGroup(
-    const Config& config, RunnerRole role, int32_t rank, const std::string& model_hash,
+absl::StatusOr<std::unique_ptr<transport::Collectives>> JoinPrefillGroup(
+    const Config& config, int32_t rank, const std::string& model_hash,
     const model::RunnerOptions& options, std::shared_ptr<Clock> clock, TerminationSignals& signals,
     const Log& log);
 
@@ -70,6 +70,13 @@ class PassWatch {
 // threads: one for each rank, less metrics. Null for a worker of one rank.
 std::vector<std::unique_ptr<decode_worker::DecodeGroup>> DecodeThreadGroup(
     const Config& config, const ModelDescription& model, std::shared_ptr<Clock> clock);
+
+// The same for a decode rank whose group's other ranks are processes, each with these `options`.
+// INVALID_ARGUMENT, FAILED_PRECONDITION with the fix when this rank cannot be where it is to be
+// met.
+absl::StatusOr<std::unique_ptr<decode_worker::DecodeGroup>> DecodeProcessGroup(
+    const Config& config, const ModelDescription& model, int32_t rank,
+    const model::RunnerOptions& options, std::shared_ptr<Clock> clock, const Log& log);
 
 // The section decode.rebalance, and what else a decode rank's group needs to know.
 decode_worker::ExpertGroupOptions ExpertGroupOptionsFor(const Config& config,

@@ -14,7 +14,6 @@
 #include "base/build_info.h"
 #include "base/host_port.h"
 #include "base/status_macros.h"
-#include "server/grpc_host.h"
 #include "server/main_model.h"
 #include "server/operator_pages.h"
 #include "transport/faulty/faulty_transport.h"
@@ -171,14 +170,19 @@ absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole rol
   BATON_ASSIGN_OR_RETURN(parts.rank, RankOfProcess(config, role, HostName()));
   BATON_ASSIGN_OR_RETURN(parts.options, RunnerOptionsFor(config, role, *files.model));
   BATON_ASSIGN_OR_RETURN(parts.transport, MakeProcessTransport(config, address, clock, log));
-  if (RanksOf(config, role) > 1) {
+  model::RankGroup& group = parts.options.group;
+  if (RanksOf(config, role) == 1) {
+    parts.collectives = GroupOfOne(parts.options);
+  } else if (role == RunnerRole::kPrefill) {
     BATON_ASSIGN_OR_RETURN(parts.collectives,
-                           JoinProcessGroup(config, role, parts.rank, files.description.hash,
+                           JoinPrefillGroup(config, parts.rank, files.description.hash,
                                             parts.options, clock, signals, log));
   } else {
-    parts.collectives = GroupOfOne(parts.options);
+    BATON_ASSIGN_OR_RETURN(parts.group, DecodeProcessGroup(config, files.description, parts.rank,
+                                                           parts.options, clock, log));
   }
-  parts.options.group.collectives = parts.collectives.get();
+  group.stepped = parts.group != nullptr;
+  group.collectives = group.stepped ? parts.group->seat.get() : parts.collectives.get();
   BATON_ASSIGN_OR_RETURN(auto runner, model::CreateRunner(files.model, parts.options));
   parts.passes = std::make_unique<PassWatch>(*clock);
   parts.runner = parts.passes->Watch(std::move(runner));
@@ -194,14 +198,15 @@ RoleProcess WorkerProcess(wire::Worker& worker, const WorkerParts& parts,
                           const std::string& address, const std::string& service_name) {
   RoleProcess role;
   role.grpc_address = address;
-  role.service = worker.service();
+  role.min_ping_interval = kPeerPingInterval;
+  role.services = {worker.service()};
   role.service_name = service_name;
   role.not_ready = [&worker] { return worker.draining() ? "draining" : ""; };
   role.drain.begin = [&worker] { worker.Drain(); };
   role.drain.drained = [&worker] { return worker.drained(); };
   role.close_streams = [&worker] { worker.CloseStreams(); };
   role.bound = [&worker](int port) { worker.Announce(absl::StrCat(HostName(), ":", port)); };
-  if (parts.ranks() > 1) {
+  if (parts.collectives != nullptr) {
     role.drain.health = [&parts] { return parts.collectives->health(); };
   }
   return role;
@@ -365,8 +370,10 @@ absl::StatusOr<int> RunRole(const CommandContext& context, const RoleProcess& ro
                             const Metrics& metrics, TerminationSignals& signals, Clock& clock,
                             OperatorHttp* http) {
   std::unique_ptr<GrpcHost> host;
-  if (role.service != nullptr) {
-    BATON_ASSIGN_OR_RETURN(host, GrpcHost::Start({.address = role.grpc_address}, {role.service}));
+  if (!role.services.empty()) {
+    BATON_ASSIGN_OR_RETURN(host, GrpcHost::Start({.address = role.grpc_address,
+                                                  .min_ping_interval = role.min_ping_interval},
+                                                 role.services));
   }
   OperatorHttp own(metrics, "starting");
   if (http == nullptr) {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/config.h"
@@ -19,6 +20,7 @@
 #include "prefill_worker/service.h"
 #include "server/cli.h"
 #include "server/embedded.h"
+#include "server/grpc_host.h"
 #include "server/http_server.h"
 #include "server/main_groups.h"
 #include "server/main_model.h"
@@ -57,16 +59,18 @@ MetricsOptions MetricsOptionsFor(const Config& config, const ModelDescription& m
 struct WorkerParts {
   int32_t rank = 0;
   model::RunnerOptions options;
-  // Outlive the runner. Null for the only rank, unless it rounds rows on their way to experts.
+  // What the ranks compute with; both outlive the runner. Of a prefill group; of a worker of one
+  // rank that rounds rows on their way to experts; else null.
   std::unique_ptr<transport::Collectives> collectives;
-  std::unique_ptr<PassWatch> passes;  // of the runner
+  std::unique_ptr<decode_worker::DecodeGroup> group;  // of a decode group; else null
+  std::unique_ptr<PassWatch> passes;                  // of the runner
   std::unique_ptr<model::Runner> runner;
   std::unique_ptr<transport::KvTransport> transport;
 
   int32_t ranks() const { return options.group.ranks(); }
 };
-// `address`: where the worker listens for streams. With several ranks, waits until the others have
-// come (JoinProcessGroup).
+// `address`: where the worker listens for streams. A rank of a prefill group waits until the others
+// have come (JoinPrefillGroup).
 absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole role,
                                             const ModelFiles& files, const std::string& address,
                                             std::shared_ptr<Clock> clock,
@@ -110,11 +114,12 @@ class OperatorHttp {
   std::unique_ptr<HttpServer> server_;
 };
 
-// The ways of a role that is started: serves `service` and the operator's pages until it was told
+// The ways of a role that is started: serves `services` and the operator's pages until it was told
 // to end and has drained. Returns the exit code.
 struct RoleProcess {
   std::string grpc_address;
-  grpc::Service* service = nullptr;        // null: none, and no gRPC port
+  Duration min_ping_interval = GrpcHostOptions().min_ping_interval;
+  std::vector<grpc::Service*> services;    // none: no gRPC port either
   std::string service_name;                // for the health service
   std::function<std::string()> not_ready;  // the reason, or empty
   DrainSteps drain;
@@ -127,7 +132,7 @@ struct RoleProcess {
 };
 // ", rank 2 of 4"; empty for a worker of one rank.
 std::string RankText(const Config& config, RunnerRole role, const WorkerParts& parts);
-// The process of a worker, all but `started`. The collectives, null for one rank, are those of
+// The process of a worker, all but `started`. The collectives, if there are any, are those of
 // `parts`.
 RoleProcess WorkerProcess(wire::Worker& worker, const WorkerParts& parts,
                           const std::string& address, const std::string& service_name);

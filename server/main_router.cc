@@ -44,11 +44,12 @@ absl::StatusOr<int> Route(const CommandContext& context) {
   // Workers are called at once, before there is a port.
   options.router.identity.instance = absl::StrCat(HostName(), " process ", getpid());
   const std::unique_ptr<RouterServer> router = RouterServer::Start(
-      options, description, *tokenizer, clock, MakePeerChannel, metrics, context.log);
+      options, description, *tokenizer, clock,
+      PeerChannels(Duration::Millis(config.server().peer_timeout_ms())), metrics, context.log);
 
   RoleProcess role;
   role.grpc_address = config.server().grpc_address();
-  role.service = router->service();
+  role.services = {router->service()};
   role.service_name = kCompletionServiceName;
   role.not_ready = [&] { return NotReadyReason(router->Summary()); };
   role.drain = {[&] { router->Drain(); }, [&] { return router->drained(); }};

@@ -1,5 +1,7 @@
 #include "tests/e2e/cluster.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 
 namespace baton::e2e {
@@ -54,11 +56,15 @@ Cluster::Cluster(const ClusterOptions& options) {
   BATON_CHECK_MSG(router_->WaitForPorts(), router_->Log());
 }
 
-// Rank 0, whom all others look for, comes last.
+// Rank 0, whom all others look for, comes last. The decode ranks know all addresses, so that a
+// group can go on without any of them.
 Cluster::Ranks Cluster::StartWorker(const std::string& role, size_t i, int ranks,
                                     const std::vector<std::string>& flags) {
   Ranks processes(static_cast<size_t>(ranks));
-  const std::string meeting_place = "127.0.0.1:" + std::to_string(FreePort());
+  std::string meeting_places;
+  for (int rank = 0; rank < (role == "decode" ? ranks : 1); ++rank) {
+    meeting_places += (rank == 0 ? "127.0.0.1:" : ",127.0.0.1:") + std::to_string(FreePort());
+  }
   for (size_t rank = processes.size(); rank-- > 0;) {
     std::string name = role + "-" + std::to_string(i);
     std::vector<std::string> arguments = With({role, "--http-port=127.0.0.1:0"}, flags);
@@ -67,7 +73,7 @@ Cluster::Ranks Cluster::StartWorker(const std::string& role, size_t i, int ranks
       arguments =
           With(arguments, {"--" + role + ".ranks=" + std::to_string(ranks),
                            "--" + role + ".rank=" + std::to_string(rank),
-                           "--" + role + ".group_addresses=" + meeting_place,
+                           "--" + role + ".group_addresses=" + meeting_places,
                            "--group.timeout_ms=" + std::to_string(2000 * kSanitizedTestScale)});
     }
     processes[rank] = std::make_unique<BatonProcess>(scratch_, name, arguments);
@@ -75,13 +81,27 @@ Cluster::Ranks Cluster::StartWorker(const std::string& role, size_t i, int ranks
   return processes;
 }
 
-void Cluster::RestartDecode(size_t i) {
-  for (std::unique_ptr<BatonProcess>& process : decode_[i]) {
-    process->Restart({"--decode.address=" + process->grpc_address()});
+void Cluster::RestartEnded() {
+  const auto ended = [](const auto& process) { return process->HasEnded(); };
+  const auto restart = [](const std::string& role, BatonProcess& process) {
+    // A prefill rank without a gRPC port of its own has the same flags as before.
+    if (process.grpc_port() == 0) return process.Restart({});
+    process.Restart({"--" + role + ".address=" + process.grpc_address()});
+  };
+  std::vector<BatonProcess*> started;
+  for (Ranks& ranks : prefill_) {
+    if (std::none_of(ranks.begin(), ranks.end(), ended)) continue;
+    for (const auto& process : ranks) started.push_back(process.get());
+    for (const auto& process : ranks) restart("prefill", *process);
   }
-  for (std::unique_ptr<BatonProcess>& process : decode_[i]) {
-    BATON_CHECK_MSG(process->WaitForPorts(), process->Log());
+  for (Ranks& ranks : decode_) {
+    for (const auto& process : ranks) {
+      if (!process->HasEnded()) continue;
+      restart("decode", *process);
+      started.push_back(process.get());
+    }
   }
+  for (BatonProcess* process : started) BATON_CHECK_MSG(process->WaitForPorts(), process->Log());
 }
 
 bool Cluster::WaitUntilReady() {

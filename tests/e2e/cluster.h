@@ -38,8 +38,9 @@ class Cluster {
   BatonProcess& decode(size_t i = 0, size_t rank = 0) { return *decode_[i][rank]; }
   BatonProcess& router() { return *router_; }
 
-  // Starts the processes of a decode worker again, at the addresses that they had.
-  void RestartDecode(size_t i);
+  // Starts the processes of workers again that have ended, at the addresses that they had. Where
+  // one of a prefill group has ended the others do, too, and are waited for.
+  void RestartEnded();
 
   // Pages in use, as /metrics of the worker, or of its rank, says.
   double PrefillPages(size_t i);

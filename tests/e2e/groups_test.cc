@@ -57,6 +57,12 @@ void ExpectSame(const std::vector<Tokens>& tokens, const std::vector<Tokens>& ex
   }
 }
 
+bool RouterSees(Cluster& cluster, size_t worker, size_t rank) {
+  return MetricValue(HttpGet(cluster.router().http_port(), "/metrics"),
+                     "baton_worker_up{role=\"decode\",worker=\"" +
+                         cluster.decode(worker, rank).grpc_address() + "\"}") == 1;
+}
+
 // Long enough to be caught in the act, greedy and sampled.
 std::vector<server::ClientRequest> LongRequests(int count, int repeats, int32_t max_tokens) {
   std::vector<server::ClientRequest> requests;
@@ -138,14 +144,96 @@ TEST(Groups, AKilledDecodeRankCostsNoRequestAndTheGroupComesBack) {
   EXPECT_EQ(cluster.decode(0, 0).Wait(), 1);
   EXPECT_THAT(cluster.decode(0, 0).Log(), HasSubstr("rank 1"));
 
-  cluster.RestartDecode(0);
-  const auto connected = [&](size_t rank) {
-    return MetricValue(HttpGet(cluster.router().http_port(), "/metrics"),
-                       "baton_worker_up{role=\"decode\",worker=\"" +
-                           cluster.decode(0, rank).grpc_address() + "\"}") == 1;
-  };
-  EXPECT_TRUE(Eventually(30, [&] { return connected(0) && connected(1); }));
+  EXPECT_EQ(cluster.decode(0, 1).Wait(), 128 + SIGKILL);
+  cluster.RestartEnded();
+  EXPECT_TRUE(
+      Eventually(30, [&] { return RouterSees(cluster, 0, 0) && RouterSees(cluster, 0, 1); }));
   ExpectSame(AllAtOnce(cluster, requests, wait_until_all_ranks_work), expected);
+}
+
+// Every expert on two ranks.
+std::vector<std::string> Replicated() {
+  return {"--decode.redundant_experts=16", "--decode.rebalance.survive_rank_loss=true"};
+}
+
+// What rank 1 of the only decode worker says of the group's experts.
+double ExpertMetric(Cluster& cluster, const std::string& name) {
+  return MetricValue(HttpGet(cluster.decode(0, 1).http_port(), "/metrics"),
+                     "baton_experts_" + name);
+}
+
+bool AllThreeWork(Cluster& cluster) {
+  return cluster.DecodePages(0, 0) > 0 && cluster.DecodePages(0, 1) > 0 &&
+         cluster.DecodePages(0, 2) > 0;
+}
+
+TEST(Groups, AGroupWithReplicasGoesOnWithoutAKilledRankAndTakesItBackIn) {
+  Cluster cluster({.decode_ranks = 3, .decode_flags = Replicated()});
+  ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
+  const std::vector<server::ClientRequest> requests = LongRequests(9, 2, 240 / kSanitizedTestScale);
+  const std::vector<Tokens> expected = AllAtOnce(cluster, requests, [] {});
+  for (const size_t victim : {2, 0}) {  // 0 leads
+    SCOPED_TRACE(victim);
+    const auto kill = [&] {
+      EXPECT_TRUE(Eventually(30, [&] { return AllThreeWork(cluster); }));
+      cluster.decode(0, victim).Signal(SIGKILL);
+      EXPECT_TRUE(Eventually(30, [&] { return ExpertMetric(cluster, "masked_ranks") == 1; }))
+          << cluster.decode(0, 1).Log();
+      EXPECT_EQ(ExpertMetric(cluster, "uncovered"), 0);
+    };
+    ExpectSame(AllAtOnce(cluster, requests, kill), expected);
+    EXPECT_EQ(cluster.decode(0, victim).Wait(), 128 + SIGKILL);
+    cluster.RestartEnded();
+    // Unmasked, and every expert on two ranks again.
+    EXPECT_TRUE(Eventually(30, [&] { return ExpertMetric(cluster, "on_one_rank") == 0; }))
+        << cluster.decode(0, 1).Log();
+    EXPECT_EQ(ExpertMetric(cluster, "masked_ranks"), 0);
+    EXPECT_TRUE(Eventually(30, [&] { return RouterSees(cluster, 0, victim); }));
+    const auto all_work = [&] {
+      EXPECT_TRUE(Eventually(30, [&] { return AllThreeWork(cluster); }));
+    };
+    ExpectSame(AllAtOnce(cluster, requests, all_work), expected);
+  }
+}
+
+TEST(Groups, AStoppedDecodeRankIsGivenUpAndFindsThatWhenItWakes) {
+  Cluster cluster({.decode_ranks = 3, .decode_flags = Replicated()});
+  ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
+  const std::vector<server::ClientRequest> requests = LongRequests(9, 2, 240 / kSanitizedTestScale);
+  const std::vector<Tokens> expected = AllAtOnce(cluster, requests, [] {});
+  const auto stop = [&] {
+    EXPECT_TRUE(Eventually(30, [&] { return AllThreeWork(cluster); }));
+    cluster.decode(0, 2).Signal(SIGSTOP);
+    EXPECT_TRUE(Eventually(30, [&] { return ExpertMetric(cluster, "masked_ranks") == 1; }))
+        << cluster.decode(0, 1).Log();
+  };
+  ExpectSame(AllAtOnce(cluster, requests, stop), expected);
+  cluster.decode(0, 2).Signal(SIGCONT);
+  EXPECT_EQ(cluster.decode(0, 2).Wait(), 1) << cluster.decode(0, 2).Log();
+  EXPECT_THAT(cluster.decode(0, 2).Log(), HasSubstr("this rank has left its group"));
+  cluster.RestartEnded();
+  EXPECT_TRUE(Eventually(30, [&] { return ExpertMetric(cluster, "masked_ranks") == 0; }))
+      << cluster.decode(0, 1).Log();
+  ExpectSame(AllAtOnce(cluster, requests, [] {}), expected);
+}
+
+TEST(Groups, ARankThatEndsByItselfFinishesItsRequestsAndLeavesTheOthersAtWork) {
+  Cluster cluster({.decode_ranks = 3, .decode_flags = Replicated()});
+  ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
+  const std::vector<server::ClientRequest> requests = LongRequests(9, 2, 240 / kSanitizedTestScale);
+  const std::vector<Tokens> expected = AllAtOnce(cluster, requests, [] {});
+  const auto end = [&] {
+    EXPECT_TRUE(Eventually(30, [&] { return AllThreeWork(cluster); }));
+    cluster.decode(0, 0).Signal(SIGTERM);
+  };
+  ExpectSame(AllAtOnce(cluster, requests, end), expected);
+  EXPECT_EQ(cluster.decode(0, 0).Wait(), 0) << cluster.decode(0, 0).Log();
+  EXPECT_EQ(MetricValue(HttpGet(cluster.router().http_port(), "/metrics"),
+                        "baton_retries_total{cause=\"worker_lost\"}"),
+            0);
+  EXPECT_TRUE(Eventually(30, [&] { return ExpertMetric(cluster, "masked_ranks") == 1; }));
+  cluster.RestartEnded();
+  EXPECT_TRUE(Eventually(30, [&] { return ExpertMetric(cluster, "masked_ranks") == 0; }));
 }
 
 TEST(Groups, ARankThatDoesNotFitSaysWhy) {

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
@@ -83,7 +84,11 @@ BatonProcess::BatonProcess(const ScratchDirectory& scratch, const std::string& n
 void BatonProcess::Restart(const std::vector<std::string>& more) {
   BATON_CHECK_GE(pid_ < 0 ? 0 : Wait(), 0);
   std::filesystem::remove(port_file_);
-  arguments_.insert(arguments_.end(), more.begin(), more.end());
+  for (const std::string& argument : more) {
+    if (std::find(arguments_.begin(), arguments_.end(), argument) == arguments_.end()) {
+      arguments_.push_back(argument);
+    }
+  }
   pid_ = Spawn(arguments_, "/dev/null", log_file_);
 }
 
@@ -99,9 +104,8 @@ BatonProcess::~BatonProcess() {
 }
 
 bool BatonProcess::WaitForPorts() {
-  const bool found = Eventually(60, [this] {
-    return std::filesystem::exists(port_file_) || ::waitpid(pid_, nullptr, WNOHANG | WNOWAIT) > 0;
-  });
+  const bool found =
+      Eventually(60, [this] { return std::filesystem::exists(port_file_) || HasEnded(); });
   const std::string ports = ReadFile(port_file_);
   if (!found || ports.empty()) return false;
   grpc_port_ = std::atoi(ports.c_str() + ports.find("grpc=") + 5);
@@ -110,6 +114,13 @@ bool BatonProcess::WaitForPorts() {
 }
 
 void BatonProcess::Signal(int signal) { ::kill(pid_, signal); }
+
+bool BatonProcess::HasEnded() const {
+  siginfo_t info = {};
+  return pid_ < 0 ||
+         ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) != 0 ||
+         info.si_pid != 0;
+}
 
 int BatonProcess::Wait() {
   const int code = WaitForEnd(pid_);

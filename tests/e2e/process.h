@@ -44,6 +44,7 @@ class BatonProcess {
   std::string grpc_address() const { return "127.0.0.1:" + std::to_string(grpc_port_); }
 
   void Signal(int signal);
+  bool HasEnded() const;
   // The exit code, 128 + signal when it was killed; -1 when it still runs after a minute.
   int Wait();
 
