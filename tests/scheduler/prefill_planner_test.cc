@@ -41,7 +41,8 @@ class PrefillPlannerTest : public testing::Test {
   // The result of the pass that the last step asked for.
   PassFinished Pass() {
     PassFinished finished;
-    for (const SequenceSlice& slice : h.All<RunPrefillPass>().at(0).plan.slices) {
+    const RunPrefillPass pass = h.All<RunPrefillPass>().at(0);
+    for (const SequenceSlice& slice : pass.plan.slices) {
       if (!slice.sample) continue;
       SampledToken token;
       token.key = slice.key;
