@@ -29,9 +29,12 @@ class Pod:
         return harness.http_ok(f"http://{self.http}{path}")
 
     def metric(self, series):
-        """Its value; None where the process has no such series."""
-        with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=10) as response:
-            lines = response.read().decode().splitlines()
+        """Its value; None where the process has no such series, or does not answer yet."""
+        try:
+            with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=10) as response:
+                lines = response.read().decode().splitlines()
+        except OSError:
+            return None
         return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(series + " ")), None)
 
     def wait_for(self, condition, what):
@@ -73,6 +76,7 @@ class Cluster(unittest.TestCase):
                      for a in harness.container_of(workload)["args"]]
         self.assertIn(str(self.config), " ".join(arguments))
         log, ports, http = self.dir / f"{name}.log", self.dir / f"{name}.ports", f"127.0.0.1:{harness.free_port()}"
+        ports.unlink(missing_ok=True)  # of a pod that was started before
         child = self.enterContext(harness.process(
             [harness.baton(), *arguments, f"--port-file={ports}"], log,
             {**harness.environment_of(workload), "BATON_SERVER_HTTP_ADDRESS": http, **env}))
@@ -92,7 +96,8 @@ class Cluster(unittest.TestCase):
 
     def complete(self, router):
         done = subprocess.run([harness.baton(), "complete", "--server", f"127.0.0.1:{router.ports()['grpc']}",
-                               "--max-tokens", "8", "The command"], capture_output=True, text=True, timeout=60)
+                               "--max-tokens", "8", "--temperature", "0", "The command"],
+                              capture_output=True, text=True, timeout=60)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertTrue(done.stdout.strip(), "the completion is empty")
         return done.stdout
@@ -128,19 +133,27 @@ class GroupsTest(Cluster):
 
     def setUp(self):
         super().setUp()
-        self.addresses = {role: [f"127.0.0.1:{harness.free_port()}" for _ in range(self.ranks(role))]
-                          for role in ("prefill", "decode")}
+        # A pod that is started again has its old addresses, for the group and for routers.
+        self.addresses, self.grpc = ({role: [f"127.0.0.1:{harness.free_port()}" for _ in range(self.ranks(role))]
+                                      for role in ("prefill", "decode")} for _ in range(2))
 
     def ranks(self, role):
         return self.workloads[role]["spec"]["replicas"]
 
     def start_rank(self, role, rank):
         key = f"BATON_{role.upper()}"
-        return self.start(role, {f"{key}_ADDRESS": LOCAL_ANY, f"{key}_RANK": str(rank),
+        return self.start(role, {f"{key}_ADDRESS": self.grpc[role][rank], f"{key}_RANK": str(rank),
                                  f"{key}_GROUP_ADDRESSES": ",".join(self.addresses[role])}, f"{role}-{rank}")
 
     def passes(self, pod, probe):
         return pod.probe(harness.container_of(self.workloads[pod.name.split("-")[0]])[probe]["httpGet"]["path"])
+
+    def start_ranks(self, role):
+        """All pods of a group; returns them ready."""
+        pods = [self.start_rank(role, rank) for rank in range(self.ranks(role))]
+        for pod in pods:
+            pod.wait_for(lambda: self.passes(pod, "readinessProbe"), "ready")
+        return pods
 
     def check_what_prefill_ranks_show(self, prefill, decode):
         """Every rank its own passes and hand-offs; the leader alone what the group has in common."""
@@ -157,8 +170,8 @@ class GroupsTest(Cluster):
         follower.wait_for(lambda: self.passes(follower, "livenessProbe"), "alive")
         self.assertFalse(self.passes(follower, "readinessProbe"), "ready without its leader")
         prefill = [self.start_rank("prefill", 0), follower]
-        decode = [self.start_rank("decode", rank) for rank in range(self.ranks("decode"))]
-        for pod in prefill + decode:
+        decode = self.start_ranks("decode")
+        for pod in prefill:
             pod.wait_for(lambda: self.passes(pod, "readinessProbe"), "ready")
         router = self.start_router(prefill[:1], decode)
         self.complete(router)
@@ -166,6 +179,27 @@ class GroupsTest(Cluster):
         self.end(router)
         self.end(*decode)
         self.end(*prefill)
+
+    def test_a_decode_group_goes_on_without_a_pod_and_takes_it_back_in(self):
+        prefill, decode = self.start_ranks("prefill"), self.start_ranks("decode")
+        router = self.start_router(prefill[:1], decode)
+        tokens = self.complete(router)
+
+        def wait_until_masked(pods, ranks):
+            for pod in pods:
+                pod.wait_for(lambda: self.passes(pod, "readinessProbe"), "ready")
+                pod.wait_for(lambda: pod.metric("baton_experts_masked_ranks") == ranks, f"without {ranks} ranks")
+                self.assertEqual(pod.metric("baton_experts_uncovered"), 0, pod.name)
+
+        for lost in (3, 0):  # also the rank that leads
+            decode[lost].child.kill()
+            wait_until_masked(decode[:lost] + decode[lost + 1:], 1)
+            self.assertEqual(self.complete(router), tokens)
+            decode[lost] = self.start_rank("decode", lost)
+            wait_until_masked(decode, 0)
+            self.assertEqual(self.complete(router), tokens)
+        for together in ([router], decode, prefill):
+            self.end(*together)
 
 
 if __name__ == "__main__":
