@@ -131,6 +131,10 @@ class DecodeWorkerImpl final : public DecodeWorker, public DecodeOutbox, public 
     const std::shared_ptr<const ExpertsView> view = group_ == nullptr ? nullptr : group_->View();
     return view != nullptr && CanSpare(*view, view->rank);
   }
+  bool masked() const override {
+    const std::shared_ptr<const ExpertsView> view = group_ == nullptr ? nullptr : group_->View();
+    return view != nullptr && !view->active.live[static_cast<size_t>(view->rank)];
+  }
   grpc::Service* experts_service() override { return experts_service_.get(); }
 
   void Send(scheduler::SendUpdate update) override {

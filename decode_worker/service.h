@@ -64,6 +64,10 @@ class DecodeWorker : public wire::Worker {
   // has a replica on them. False without a group. Any thread.
   virtual bool dispensable() const = 0;
 
+  // It is in a group that has gone on without it and has not given it its experts back yet: other
+  // ranks cannot be spared meanwhile. False without a group. Any thread.
+  virtual bool masked() const = 0;
+
   // baton.v1.Experts, for any server of this process; null without a group. Lives as long as the
   // worker.
   virtual grpc::Service* experts_service() = 0;

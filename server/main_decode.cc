@@ -55,6 +55,10 @@ absl::StatusOr<int> Decode(const CommandContext& context) {
   bool told_to_end = false;
   if (parts.ranks() > 1) {
     role.services.push_back(worker->experts_service());
+    role.not_ready = [&] {
+      if (worker->draining()) return "draining";
+      return worker->masked() ? "its experts are on their way" : "";
+    };
     // The others of a group that ends may be gone before this rank is.
     role.drain.health = [&] {
       return told_to_end && worker->drained() ? absl::OkStatus() : worker->health();

@@ -188,6 +188,9 @@ TEST(Groups, AGroupWithReplicasGoesOnWithoutAKilledRankAndTakesItBackIn) {
     EXPECT_TRUE(Eventually(30, [&] { return ExpertMetric(cluster, "on_one_rank") == 0; }))
         << cluster.decode(0, 1).Log();
     EXPECT_EQ(ExpertMetric(cluster, "masked_ranks"), 0);
+    EXPECT_TRUE(Eventually(30, [&] {
+      return HttpGet(cluster.decode(0, victim).http_port(), "/ready") == "ready\n";
+    }));
     EXPECT_TRUE(Eventually(30, [&] { return RouterSees(cluster, 0, victim); }));
     const auto all_work = [&] {
       EXPECT_TRUE(Eventually(30, [&] { return AllThreeWork(cluster); }));

@@ -75,7 +75,7 @@ bool Eventually(double seconds, Done done);
 
 void PauseMillis(int millis);
 
-// One that nobody listens on at the moment, on 127.0.0.1.
+// One that nobody listens on at the moment, on 127.0.0.1, and that nobody gets by chance.
 int FreePort();
 
 template <typename Done>
