@@ -265,6 +265,9 @@ class MetricsBinder {
 
   void Bind(ExpertMetrics& experts) {
     Bind(experts.balancedness, "baton_experts_balancedness");
+    Bind(experts.rank_load_least, "baton_expert_rank_load", {{"bound", "least"}});
+    Bind(experts.rank_load_most, "baton_expert_rank_load", {{"bound", "most"}});
+    Bind(experts.busiest_expert_share, "baton_expert_busiest_share");
     Bind(experts.uncovered, "baton_experts_uncovered");
     Bind(experts.on_one_rank, "baton_experts_on_one_rank");
     Bind(experts.masked_ranks, "baton_experts_masked_ranks");

@@ -194,6 +194,9 @@ struct DecodeMetrics {
 // The experts of a decode group of several ranks. Gauges are equal on all of its ranks.
 struct ExpertMetrics {
   GaugeHandle balancedness;
+  GaugeHandle rank_load_least;
+  GaugeHandle rank_load_most;
+  GaugeHandle busiest_expert_share;
   GaugeHandle uncovered;
   GaugeHandle on_one_rank;
   GaugeHandle masked_ranks;

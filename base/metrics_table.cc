@@ -105,6 +105,11 @@ constexpr MetricSpec kSpecs[] = {
      "cause"},
     // Experts
     {"baton_experts_balancedness", kG, "Mean over maximum of ranks' expert load; 1 is even.", ""},
+    {"baton_expert_rank_load", kG,
+     "Expert load of the least and the most loaded live rank, over the mean of ranks.", "bound"},
+    {"baton_expert_busiest_share", kG,
+     "Share of a layer's choices that its busiest expert gets, in the layer where it is largest.",
+     ""},
     {"baton_experts_uncovered", kG, "(Layer, expert) pairs that no live rank has.", ""},
     {"baton_experts_on_one_rank", kG, "(Layer, expert) pairs that one live rank alone has.", ""},
     {"baton_experts_masked_ranks", kG, "Ranks whose experts get no tokens.", ""},

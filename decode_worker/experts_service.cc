@@ -3,7 +3,10 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <limits>
+#include <numeric>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -85,6 +88,37 @@ std::pair<int32_t, int32_t> ReplicaBounds(const scheduler::ActiveExperts& active
   return {fewest, most};
 }
 
+// Over the mean of the live ranks: of the least and the most loaded one. 1 without load.
+std::pair<double, double> RankLoadBounds(const ExpertsView& view) {
+  const scheduler::ExpertPlacement& placement = *view.active.placement;
+  const size_t ranks = static_cast<size_t>(placement.ranks());
+  std::vector<double> sums(ranks);
+  const std::vector<double> loads = scheduler::RankLoads(placement, *view.loads, view.active.live);
+  for (size_t i = 0; i < loads.size(); ++i) sums[i % ranks] += loads[i];
+  double least = std::numeric_limits<double>::infinity(), most = 0, all = 0, live = 0;
+  for (size_t r = 0; r < ranks; ++r) {
+    if (!view.active.live[r]) continue;
+    least = std::min(least, sums[r]);
+    most = std::max(most, sums[r]);
+    all += sums[r];
+    live += 1;
+  }
+  if (all == 0) return {1, 1};
+  return {least * live / all, most * live / all};
+}
+
+// The largest share of a layer's load that one expert has. 0 without load.
+double BusiestShare(const ExpertsView& view) {
+  const size_t experts = static_cast<size_t>(view.active.placement->experts());
+  double largest = 0;
+  for (size_t begin = 0; begin < view.loads->size(); begin += experts) {
+    const std::span<const double> layer = std::span(*view.loads).subspan(begin, experts);
+    const double sum = std::accumulate(layer.begin(), layer.end(), 0.0);
+    if (sum > 0) largest = std::max(largest, *std::max_element(layer.begin(), layer.end()) / sum);
+  }
+  return largest;
+}
+
 }  // namespace
 
 void RecordExperts(ExpertGroup& group, const ExpertMetrics& metrics, Clock& clock) {
@@ -95,6 +129,12 @@ void RecordExperts(ExpertGroup& group, const ExpertMetrics& metrics, Clock& cloc
   if (!report.has_value()) return;
   const std::vector<bool>& live = view->active.live;
   metrics.balancedness.Set(view->balancedness);
+  if (view->loads != nullptr) {
+    const auto [least, most] = RankLoadBounds(*view);
+    metrics.rank_load_least.Set(least);
+    metrics.rank_load_most.Set(most);
+    metrics.busiest_expert_share.Set(BusiestShare(*view));
+  }
   metrics.uncovered.Set(view->uncovered);
   metrics.on_one_rank.Set(view->on_one_rank);
   metrics.masked_ranks.Set(static_cast<double>(std::count(live.begin(), live.end(), false)));

@@ -172,7 +172,15 @@ TEST(Groups, AGroupWithReplicasGoesOnWithoutAKilledRankAndTakesItBackIn) {
   ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
   const std::vector<server::ClientRequest> requests = LongRequests(9, 2, 240 / kSanitizedTestScale);
   const std::vector<Tokens> expected = AllAtOnce(cluster, requests, [] {});
-  for (const size_t victim : {2, 0}) {  // 0 leads
+  const auto metric = [&](const std::string& series) {
+    return MetricValue(HttpGet(cluster.decode(0, 1).http_port(), "/metrics"), series);
+  };
+  EXPECT_GE(metric("baton_expert_rank_load{bound=\"most\"}"), 1);
+  EXPECT_LE(metric("baton_expert_rank_load{bound=\"least\"}"), 1);
+  EXPECT_GT(metric("baton_expert_rank_load{bound=\"least\"}"), 0);
+  EXPECT_GT(metric("baton_expert_busiest_share"), 1.0 / 16);     // 16 experts, unevenly used
+  EXPECT_LT(metric("baton_expert_busiest_share"), 0.25 + 1e-9);  // a token has four
+  for (const size_t victim : {2, 0}) {                           // 0 leads
     SCOPED_TRACE(victim);
     const auto kill = [&] {
       EXPECT_TRUE(Eventually(30, [&] { return AllThreeWork(cluster); }));
@@ -188,9 +196,8 @@ TEST(Groups, AGroupWithReplicasGoesOnWithoutAKilledRankAndTakesItBackIn) {
     EXPECT_TRUE(Eventually(30, [&] { return ExpertMetric(cluster, "on_one_rank") == 0; }))
         << cluster.decode(0, 1).Log();
     EXPECT_EQ(ExpertMetric(cluster, "masked_ranks"), 0);
-    EXPECT_TRUE(Eventually(30, [&] {
-      return HttpGet(cluster.decode(0, victim).http_port(), "/ready") == "ready\n";
-    }));
+    EXPECT_TRUE(Eventually(
+        30, [&] { return HttpGet(cluster.decode(0, victim).http_port(), "/ready") == "ready\n"; }));
     EXPECT_TRUE(Eventually(30, [&] { return RouterSees(cluster, 0, victim); }));
     const auto all_work = [&] {
       EXPECT_TRUE(Eventually(30, [&] { return AllThreeWork(cluster); }));
