@@ -190,6 +190,19 @@ absl::StatusOr<std::unique_ptr<transport::Collectives>> SpoiltRendezvous::Regrou
   return inner_->Regroup(options, regroup, before);
 }
 
+ExpertCluster::Options ExpertCluster::Covered(int32_t ranks, int32_t redundant_experts) {
+  Options options;
+  options.ranks = ranks;
+  options.redundant_experts = redundant_experts;
+  options.group.timeout = Duration::Seconds(20);
+  options.group.reform_timeout = Duration::Seconds(20);
+  options.group.knock_interval = Duration::Millis(5);
+  options.group.steps_per_count = 2;
+  options.group.rebalance.survive_rank_loss = true;
+  options.group.rebalance.automatic = false;
+  return options;
+}
+
 ExpertCluster::ExpertCluster(const Options& options, std::unique_ptr<transport::GroupFabric> fabric)
     : options_(options), model_(model::LoadTestModel(options.model)), fabric_(std::move(fabric)) {
   solo_ = model::CreateRunner(model_, RunnerOptions(nullptr, Duration())).value();

@@ -126,6 +126,8 @@ class ExpertCluster {
     int32_t overlap_rows = 0;
     ExpertGroupOptions group;
   };
+  // Every expert on several ranks, as far as the slots go, and experts that move for that alone.
+  static Options Covered(int32_t ranks, int32_t redundant_experts);
 
   // Starts all ranks.
   explicit ExpertCluster(const Options& options,

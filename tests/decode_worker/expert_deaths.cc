@@ -16,15 +16,7 @@ constexpr int32_t kRanks = 4;
 
 // Any two of the four ranks hold all experts.
 ExpertCluster::Options Covered() {
-  ExpertCluster::Options options;
-  options.ranks = kRanks;
-  options.redundant_experts = 48;
-  options.group.timeout = Duration::Seconds(20);
-  options.group.reform_timeout = Duration::Seconds(20);
-  options.group.knock_interval = Duration::Millis(5);
-  options.group.steps_per_count = 2;
-  options.group.rebalance.survive_rank_loss = true;
-  options.group.rebalance.automatic = false;
+  ExpertCluster::Options options = ExpertCluster::Covered(kRanks, 48);
   options.group.rebalance.restore_retry = Duration::Millis(5);
   return options;
 }

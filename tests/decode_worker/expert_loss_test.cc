@@ -14,18 +14,7 @@ namespace baton::decode_worker {
 namespace {
 
 // Every expert twice, on two ranks.
-ExpertCluster::Options Covered(int32_t ranks) {
-  ExpertCluster::Options options;
-  options.ranks = ranks;
-  options.redundant_experts = 16;
-  options.group.timeout = Duration::Seconds(20);
-  options.group.reform_timeout = Duration::Seconds(20);
-  options.group.knock_interval = Duration::Millis(5);
-  options.group.steps_per_count = 2;
-  options.group.rebalance.survive_rank_loss = true;
-  options.group.rebalance.automatic = false;
-  return options;
-}
+ExpertCluster::Options Covered(int32_t ranks) { return ExpertCluster::Covered(ranks, 16); }
 
 void AwaitGroup(ExpertCluster& cluster, int32_t ranks) {
   for (int32_t r = 0; r < ranks; ++r) {

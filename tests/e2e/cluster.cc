@@ -1,8 +1,11 @@
 #include "tests/e2e/cluster.h"
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/thread.h"
 
 namespace baton::e2e {
 namespace {
@@ -112,14 +115,48 @@ std::unique_ptr<server::CompletionClient> Cluster::Connect() const {
   return server::ConnectCompletionClient(router_->grpc_address());
 }
 
+bool Cluster::RouterSees(const std::string& role, const BatonProcess& process) const {
+  return Metric(*router_, "baton_worker_up{role=\"" + role + "\",worker=\"" +
+                              process.grpc_address() + "\"}") == 1;
+}
+
+double Cluster::Experts(size_t seen_by, const std::string& name) {
+  return Metric(decode(0, seen_by), "baton_experts_" + name);
+}
+
 double Cluster::PrefillPages(size_t i) {
-  return MetricValue(HttpGet(prefill(i).http_port(), "/metrics"),
-                     "baton_kv_pages_used{role=\"prefill\"}");
+  return Metric(prefill(i), "baton_kv_pages_used{role=\"prefill\"}");
 }
 
 double Cluster::DecodePages(size_t i, size_t rank) {
-  return MetricValue(HttpGet(decode(i, rank).http_port(), "/metrics"),
-                     "baton_kv_pages_used{role=\"decode\"}");
+  return Metric(decode(i, rank), "baton_kv_pages_used{role=\"decode\"}");
+}
+
+Tokens TokensOf(server::CompletionClient& client, const server::ClientRequest& request) {
+  Tokens streamed;
+  const absl::StatusOr<server::ClientResult> result =
+      client.Generate(request, [&streamed](const std::string&, const Tokens& ids) {
+        streamed.insert(streamed.end(), ids.begin(), ids.end());
+        return true;
+      });
+  EXPECT_TRUE(result.ok()) << result.status();
+  if (!result.ok()) return {};
+  EXPECT_EQ(streamed, result->token_ids);
+  return result->token_ids;
+}
+
+std::vector<Tokens> AllAtOnce(const Cluster& cluster,
+                              const std::vector<server::ClientRequest>& requests,
+                              const std::function<void()>& meanwhile) {
+  std::vector<Tokens> tokens(requests.size());
+  std::vector<Thread> clients;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    clients.emplace_back("client",
+                         [&, i] { tokens[i] = TokensOf(*cluster.Connect(), requests[i]); });
+  }
+  meanwhile();
+  clients.clear();
+  return tokens;
 }
 
 std::vector<server::ClientRequest> SampleRequests() {

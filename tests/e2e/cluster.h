@@ -3,6 +3,7 @@
 
 // A router, prefill and decode workers as separate processes that hand off over UCX.
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -42,6 +43,11 @@ class Cluster {
   // one of a prefill group has ended the others do, too, and are waited for.
   void RestartEnded();
 
+  // Whether the router is connected to this worker, or rank of one.
+  bool RouterSees(const std::string& role, const BatonProcess& process) const;
+  // What that rank of the first decode worker says of its group's experts: baton_experts_`name`.
+  double Experts(size_t seen_by, const std::string& name);
+
   // Pages in use, as /metrics of the worker, or of its rank, says.
   double PrefillPages(size_t i);
   double DecodePages(size_t i = 0, size_t rank = 0);
@@ -56,6 +62,16 @@ class Cluster {
   std::vector<Ranks> decode_;
   std::unique_ptr<BatonProcess> router_;
 };
+
+using Tokens = std::vector<TokenId>;
+
+// The answers to all requests at once, with `meanwhile` beside them. A stream that ends with an
+// error, or whose parts are not the whole, fails the test.
+std::vector<Tokens> AllAtOnce(const Cluster& cluster,
+                              const std::vector<server::ClientRequest>& requests,
+                              const std::function<void()>& meanwhile);
+// The answer to one.
+Tokens TokensOf(server::CompletionClient& client, const server::ClientRequest& request);
 
 // Requests that all deployments must answer alike: short and long prompts, greedy and sampled.
 std::vector<server::ClientRequest> SampleRequests();

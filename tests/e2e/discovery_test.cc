@@ -69,9 +69,6 @@ class Workers {
   std::vector<std::string> ips_;
 };
 
-double Metric(const BatonProcess& process, const std::string& series) {
-  return MetricValue(HttpGet(process.http_port(), "/metrics"), series);
-}
 double Prefilled(const BatonProcess& prefill) {
   return Metric(prefill, "baton_prefill_tokens_total");
 }

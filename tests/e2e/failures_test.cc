@@ -135,10 +135,8 @@ TEST(Failures, ASecondSignalEndsAtOnce) {
   ASSERT_TRUE(serve.WaitForPorts()) << serve.Log();
   const auto client = server::ConnectCompletionClient(serve.grpc_address());
   Thread running("client", [&] { EXPECT_FALSE(client->Generate(Long(2, 1800), TakeAll).ok()); });
-  EXPECT_TRUE(Eventually(30, [&] {
-    return MetricValue(HttpGet(serve.http_port(), "/metrics"),
-                       "baton_running_requests{role=\"decode\"}") > 0;
-  }));
+  EXPECT_TRUE(
+      Eventually(30, [&] { return Metric(serve, "baton_running_requests{role=\"decode\"}") > 0; }));
   serve.Signal(SIGTERM);
   EXPECT_TRUE(Eventually(10, [&] { return serve.Log().find("draining") != std::string::npos; }));
   serve.Signal(SIGTERM);

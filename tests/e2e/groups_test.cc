@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
-#include "base/thread.h"
 #include "tests/e2e/cluster.h"
 #include "tests/sanitized.h"
 
@@ -15,37 +14,10 @@ namespace {
 using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 
-bool TakeAll(const std::string&, const std::vector<TokenId>&) { return true; }
-
-using Tokens = std::vector<TokenId>;
-
-Tokens TokensOf(server::CompletionClient& client, const server::ClientRequest& request) {
-  const absl::StatusOr<server::ClientResult> result = client.Generate(request, TakeAll);
-  EXPECT_TRUE(result.ok()) << result.status();
-  return result.ok() ? result->token_ids : Tokens();
-}
-
 std::vector<Tokens> OneAfterTheOther(server::CompletionClient& client,
                                      const std::vector<server::ClientRequest>& requests) {
   std::vector<Tokens> tokens;
   for (const server::ClientRequest& request : requests) tokens.push_back(TokensOf(client, request));
-  return tokens;
-}
-
-// Sends all requests at once; `meanwhile` runs beside them.
-template <typename Meanwhile>
-std::vector<Tokens> AllAtOnce(const Cluster& cluster,
-                              const std::vector<server::ClientRequest>& requests,
-                              const Meanwhile& meanwhile) {
-  std::vector<Tokens> tokens(requests.size());
-  {
-    std::vector<Thread> clients;
-    for (size_t i = 0; i < requests.size(); ++i) {
-      clients.emplace_back("client",
-                           [&, i] { tokens[i] = TokensOf(*cluster.Connect(), requests[i]); });
-    }
-    meanwhile();
-  }
   return tokens;
 }
 
@@ -55,12 +27,6 @@ void ExpectSame(const std::vector<Tokens>& tokens, const std::vector<Tokens>& ex
     EXPECT_FALSE(tokens[i].empty());
     EXPECT_THAT(tokens[i], ElementsAreArray(expected[i]));
   }
-}
-
-bool RouterSees(Cluster& cluster, size_t worker, size_t rank) {
-  return MetricValue(HttpGet(cluster.router().http_port(), "/metrics"),
-                     "baton_worker_up{role=\"decode\",worker=\"" +
-                         cluster.decode(worker, rank).grpc_address() + "\"}") == 1;
 }
 
 // Long enough to be caught in the act, greedy and sampled.
@@ -146,20 +112,16 @@ TEST(Groups, AKilledDecodeRankCostsNoRequestAndTheGroupComesBack) {
 
   EXPECT_EQ(cluster.decode(0, 1).Wait(), 128 + SIGKILL);
   cluster.RestartEnded();
-  EXPECT_TRUE(
-      Eventually(30, [&] { return RouterSees(cluster, 0, 0) && RouterSees(cluster, 0, 1); }));
+  EXPECT_TRUE(Eventually(30, [&] {
+    return cluster.RouterSees("decode", cluster.decode(0, 0)) &&
+           cluster.RouterSees("decode", cluster.decode(0, 1));
+  }));
   ExpectSame(AllAtOnce(cluster, requests, wait_until_all_ranks_work), expected);
 }
 
 // Every expert on two ranks.
 std::vector<std::string> Replicated() {
   return {"--decode.redundant_experts=16", "--decode.rebalance.survive_rank_loss=true"};
-}
-
-// What rank 1 of the only decode worker says of the group's experts.
-double ExpertMetric(Cluster& cluster, const std::string& name) {
-  return MetricValue(HttpGet(cluster.decode(0, 1).http_port(), "/metrics"),
-                     "baton_experts_" + name);
 }
 
 bool AllThreeWork(Cluster& cluster) {
@@ -172,33 +134,33 @@ TEST(Groups, AGroupWithReplicasGoesOnWithoutAKilledRankAndTakesItBackIn) {
   ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
   const std::vector<server::ClientRequest> requests = LongRequests(9, 2, 240 / kSanitizedTestScale);
   const std::vector<Tokens> expected = AllAtOnce(cluster, requests, [] {});
-  const auto metric = [&](const std::string& series) {
-    return MetricValue(HttpGet(cluster.decode(0, 1).http_port(), "/metrics"), series);
-  };
-  EXPECT_GE(metric("baton_expert_rank_load{bound=\"most\"}"), 1);
-  EXPECT_LE(metric("baton_expert_rank_load{bound=\"least\"}"), 1);
-  EXPECT_GT(metric("baton_expert_rank_load{bound=\"least\"}"), 0);
-  EXPECT_GT(metric("baton_expert_busiest_share"), 1.0 / 16);     // 16 experts, unevenly used
-  EXPECT_LT(metric("baton_expert_busiest_share"), 0.25 + 1e-9);  // a token has four
-  for (const size_t victim : {2, 0}) {                           // 0 leads
+  EXPECT_GE(Metric(cluster.decode(0, 1), "baton_expert_rank_load{bound=\"most\"}"), 1);
+  EXPECT_LE(Metric(cluster.decode(0, 1), "baton_expert_rank_load{bound=\"least\"}"), 1);
+  EXPECT_GT(Metric(cluster.decode(0, 1), "baton_expert_rank_load{bound=\"least\"}"), 0);
+  EXPECT_GT(Metric(cluster.decode(0, 1), "baton_expert_busiest_share"),
+            1.0 / 16);  // 16 experts, unevenly used
+  EXPECT_LT(Metric(cluster.decode(0, 1), "baton_expert_busiest_share"),
+            0.25 + 1e-9);               // a token has four
+  for (const size_t victim : {2, 0}) {  // 0 leads
     SCOPED_TRACE(victim);
     const auto kill = [&] {
       EXPECT_TRUE(Eventually(30, [&] { return AllThreeWork(cluster); }));
       cluster.decode(0, victim).Signal(SIGKILL);
-      EXPECT_TRUE(Eventually(30, [&] { return ExpertMetric(cluster, "masked_ranks") == 1; }))
+      EXPECT_TRUE(Eventually(30, [&] { return cluster.Experts(1, "masked_ranks") == 1; }))
           << cluster.decode(0, 1).Log();
-      EXPECT_EQ(ExpertMetric(cluster, "uncovered"), 0);
+      EXPECT_EQ(cluster.Experts(1, "uncovered"), 0);
     };
     ExpectSame(AllAtOnce(cluster, requests, kill), expected);
     EXPECT_EQ(cluster.decode(0, victim).Wait(), 128 + SIGKILL);
     cluster.RestartEnded();
     // Unmasked, and every expert on two ranks again.
-    EXPECT_TRUE(Eventually(30, [&] { return ExpertMetric(cluster, "on_one_rank") == 0; }))
+    EXPECT_TRUE(Eventually(30, [&] { return cluster.Experts(1, "on_one_rank") == 0; }))
         << cluster.decode(0, 1).Log();
-    EXPECT_EQ(ExpertMetric(cluster, "masked_ranks"), 0);
+    EXPECT_EQ(cluster.Experts(1, "masked_ranks"), 0);
     EXPECT_TRUE(Eventually(
         30, [&] { return HttpGet(cluster.decode(0, victim).http_port(), "/ready") == "ready\n"; }));
-    EXPECT_TRUE(Eventually(30, [&] { return RouterSees(cluster, 0, victim); }));
+    EXPECT_TRUE(
+        Eventually(30, [&] { return cluster.RouterSees("decode", cluster.decode(0, victim)); }));
     const auto all_work = [&] {
       EXPECT_TRUE(Eventually(30, [&] { return AllThreeWork(cluster); }));
     };
@@ -214,7 +176,7 @@ TEST(Groups, AStoppedDecodeRankIsGivenUpAndFindsThatWhenItWakes) {
   const auto stop = [&] {
     EXPECT_TRUE(Eventually(30, [&] { return AllThreeWork(cluster); }));
     cluster.decode(0, 2).Signal(SIGSTOP);
-    EXPECT_TRUE(Eventually(30, [&] { return ExpertMetric(cluster, "masked_ranks") == 1; }))
+    EXPECT_TRUE(Eventually(30, [&] { return cluster.Experts(1, "masked_ranks") == 1; }))
         << cluster.decode(0, 1).Log();
   };
   ExpectSame(AllAtOnce(cluster, requests, stop), expected);
@@ -222,7 +184,7 @@ TEST(Groups, AStoppedDecodeRankIsGivenUpAndFindsThatWhenItWakes) {
   EXPECT_EQ(cluster.decode(0, 2).Wait(), 1) << cluster.decode(0, 2).Log();
   EXPECT_THAT(cluster.decode(0, 2).Log(), HasSubstr("this rank has left its group"));
   cluster.RestartEnded();
-  EXPECT_TRUE(Eventually(30, [&] { return ExpertMetric(cluster, "masked_ranks") == 0; }))
+  EXPECT_TRUE(Eventually(30, [&] { return cluster.Experts(1, "masked_ranks") == 0; }))
       << cluster.decode(0, 1).Log();
   ExpectSame(AllAtOnce(cluster, requests, [] {}), expected);
 }
@@ -238,12 +200,10 @@ TEST(Groups, ARankThatEndsByItselfFinishesItsRequestsAndLeavesTheOthersAtWork) {
   };
   ExpectSame(AllAtOnce(cluster, requests, end), expected);
   EXPECT_EQ(cluster.decode(0, 0).Wait(), 0) << cluster.decode(0, 0).Log();
-  EXPECT_EQ(MetricValue(HttpGet(cluster.router().http_port(), "/metrics"),
-                        "baton_retries_total{cause=\"worker_lost\"}"),
-            0);
-  EXPECT_TRUE(Eventually(30, [&] { return ExpertMetric(cluster, "masked_ranks") == 1; }));
+  EXPECT_EQ(Metric(cluster.router(), "baton_retries_total{cause=\"worker_lost\"}"), 0);
+  EXPECT_TRUE(Eventually(30, [&] { return cluster.Experts(1, "masked_ranks") == 1; }));
   cluster.RestartEnded();
-  EXPECT_TRUE(Eventually(30, [&] { return ExpertMetric(cluster, "masked_ranks") == 0; }));
+  EXPECT_TRUE(Eventually(30, [&] { return cluster.Experts(1, "masked_ranks") == 0; }));
 }
 
 TEST(Groups, ARankThatDoesNotFitSaysWhy) {

@@ -33,10 +33,6 @@ server::ClientResult Generate(server::CompletionClient& client, const std::vecto
   return result.ok() ? *result : server::ClientResult();
 }
 
-double Metric(const BatonProcess& process, const std::string& series) {
-  return MetricValue(HttpGet(process.http_port(), "/metrics"), series);
-}
-
 // Ids and not text: an answer's text may be split into other tokens than those that were generated.
 std::vector<TokenId> Prompt(int tokens) {
   Rng rng(1);

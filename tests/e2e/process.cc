@@ -186,8 +186,8 @@ int FreePort() {
   return 0;
 }
 
-double MetricValue(const std::string& page, const std::string& series) {
-  const std::string text = "\n" + page;
+double Metric(const BatonProcess& process, const std::string& series) {
+  const std::string text = "\n" + HttpGet(process.http_port(), "/metrics");
   const size_t at = text.find("\n" + series + " ");
   return at == std::string::npos ? -1 : std::atof(text.c_str() + at + series.size() + 2);
 }

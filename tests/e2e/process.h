@@ -66,8 +66,8 @@ std::string RunBaton(const ScratchDirectory& scratch, const std::vector<std::str
 // The body of http://127.0.0.1:port/path, empty when there is none.
 std::string HttpGet(int port, const std::string& path);
 
-// The value of a series in a /metrics page; -1 when it is not there.
-double MetricValue(const std::string& page, const std::string& series);
+// The value of a series in the process's /metrics; -1 when it is not there.
+double Metric(const BatonProcess& process, const std::string& series);
 
 // Calls `done` until it is true; false after `seconds` (more when a sanitizer slows things down).
 template <typename Done>

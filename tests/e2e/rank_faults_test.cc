@@ -11,12 +11,10 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "base/random.h"
-#include "base/thread.h"
 #include "tests/e2e/cluster.h"
 #include "tests/sanitized.h"
 
@@ -30,8 +28,6 @@ constexpr int kRequests = 6;
 constexpr double kStopSeconds = 3;  // longer than group.timeout_ms
 constexpr double kRecoverySeconds = 60;
 constexpr int kDefaultSeeds = kSanitizedTestScale > 1 ? 4 : 25;
-
-using Tokens = std::vector<TokenId>;
 
 int FromEnvironment(const char* name, int otherwise) {
   const char* const value = std::getenv(name);
@@ -93,31 +89,6 @@ class RankFaults : public ::testing::Test {
                       "--decode.redundant_experts=16", "--decode.rebalance.survive_rank_loss=true",
                       "--decode.rebalance.interval_ms=500", "--decode.rebalance.min_gain=0.01"}}) {}
 
-  // Of all requests at once; a stream that ends with an error counts as a failure.
-  static std::vector<Tokens> Answers(const Cluster& cluster,
-                                     const std::vector<server::ClientRequest>& requests,
-                                     const std::function<void()>& meanwhile) {
-    std::vector<Tokens> tokens(requests.size());
-    std::vector<Thread> clients;
-    for (size_t i = 0; i < requests.size(); ++i) {
-      clients.emplace_back("client", [&, i] {
-        Tokens streamed;
-        const absl::StatusOr<server::ClientResult> result = cluster.Connect()->Generate(
-            requests[i], [&streamed](const std::string&, const std::vector<TokenId>& ids) {
-              streamed.insert(streamed.end(), ids.begin(), ids.end());
-              return true;
-            });
-        EXPECT_TRUE(result.ok()) << result.status();
-        if (!result.ok()) return;
-        EXPECT_EQ(streamed, result->token_ids);
-        tokens[i] = result->token_ids;
-      });
-    }
-    meanwhile();
-    clients.clear();
-    return tokens;
-  }
-
   BatonProcess& Victim(const Fault& fault) {
     return fault.prefill ? cluster_.prefill(fault.worker, fault.rank)
                          : cluster_.decode(fault.worker, fault.rank);
@@ -140,26 +111,17 @@ class RankFaults : public ::testing::Test {
 
   bool GivenUp(const Fault& fault) {
     if (fault.prefill) return cluster_.prefill(fault.worker, 1 - fault.rank).HasEnded();
-    return Experts(fault.rank == 0 ? 1 : 0, "masked_ranks") == 1;
-  }
-
-  double Experts(size_t seen_by, const std::string& name) {
-    return MetricValue(HttpGet(cluster_.decode(0, seen_by).http_port(), "/metrics"),
-                       "baton_experts_" + name);
+    return cluster_.Experts(fault.rank == 0 ? 1 : 0, "masked_ranks") == 1;
   }
 
   bool AllIsWell() {
-    const std::string page = HttpGet(cluster_.router().http_port(), "/metrics");
-    const auto up = [&page](const std::string& role, const BatonProcess& process) {
-      return MetricValue(page, "baton_worker_up{role=\"" + role + "\",worker=\"" +
-                                   process.grpc_address() + "\"}") == 1;
-    };
     for (size_t worker = 0; worker < 2; ++worker) {
-      if (!up("prefill", cluster_.prefill(worker))) return false;
+      if (!cluster_.RouterSees("prefill", cluster_.prefill(worker))) return false;
     }
     for (size_t rank = 0; rank < kDecodeRanks; ++rank) {
-      if (!up("decode", cluster_.decode(0, rank)) || Experts(rank, "masked_ranks") != 0 ||
-          Experts(rank, "on_one_rank") != 0) {
+      if (!cluster_.RouterSees("decode", cluster_.decode(0, rank)) ||
+          cluster_.Experts(rank, "masked_ranks") != 0 ||
+          cluster_.Experts(rank, "on_one_rank") != 0) {
         return false;
       }
     }
@@ -188,8 +150,8 @@ TEST_F(RankFaults, EveryStreamIsCompleteAndHasTheSameTokens) {
     const Fault fault = FaultOf(static_cast<uint64_t>(seed), 600 * kSanitizedTestScale);
     SCOPED_TRACE("seed " + std::to_string(seed) + ": " + fault.Text());
     const std::vector<server::ClientRequest> requests = RequestsOf(static_cast<uint64_t>(seed));
-    const std::vector<Tokens> expected = Answers(reference_, requests, [] {});
-    const std::vector<Tokens> got = Answers(cluster_, requests, [&] {
+    const std::vector<Tokens> expected = AllAtOnce(reference_, requests, [] {});
+    const std::vector<Tokens> got = AllAtOnce(cluster_, requests, [&] {
       PauseMillis(fault.after_ms);
       Victim(fault).Signal(fault.stop ? SIGSTOP : SIGKILL);
     });
