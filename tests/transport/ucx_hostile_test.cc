@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -225,6 +226,70 @@ TEST(UcxTransport, DropsAndCountsMalformedMessages) {
   EXPECT_EQ(ucx.staging_in_use_bytes() > 0, true);
   peer.Poll();
   EXPECT_EQ(ucx.staging_in_use_bytes(), 0u);
+}
+
+// A UCX worker that others reach by its address, as ranks of a group do.
+class RawWorker {
+ public:
+  explicit RawWorker(const std::string& tls) {
+    UcxOptions options = TestOptions();
+    options.tls = tls;
+    context_ = CreateUcxContext(options).value();
+    worker_ = CreateUcxWorker(context_.get()).value();
+  }
+  std::string Address() {
+    ucp_address_t* address = nullptr;
+    size_t bytes = 0;
+    BATON_CHECK_EQ(ucp_worker_get_address(worker_.get(), &address, &bytes), UCS_OK);
+    std::string out(reinterpret_cast<const char*>(address), bytes);
+    ucp_worker_release_address(worker_.get(), address);
+    return out;
+  }
+  ucs_status_t Connect(const std::string& address) {
+    ucp_ep_params_t params = {};
+    params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
+                        UCP_EP_PARAM_FIELD_ERR_HANDLER;
+    params.address = reinterpret_cast<const ucp_address_t*>(address.data());
+    params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
+    params.err_handler = {
+        [](void* lost, ucp_ep_h, ucs_status_t) { *static_cast<bool*>(lost) = true; }, &lost_};
+    return ucp_ep_create(worker_.get(), &params, &endpoint_);
+  }
+  void Progress() {
+    while (ucp_worker_progress(worker_.get()) != 0) {
+    }
+  }
+  bool lost() const { return lost_; }
+
+ private:
+  UcxContext context_;
+  UcxWorker worker_;
+  ucp_ep_h endpoint_ = nullptr;
+  bool lost_ = false;
+};
+
+// UCX 1.13 ended the process here by an assertion of its own while its connects blocked.
+TEST(UcxLibrary, AConnectionToAPeerThatHasJustEndedIsAnError) {
+  for (int i = 0; i < 20; ++i) {
+    RawWorker worker("tcp");
+    auto peer = std::make_unique<RawWorker>("tcp");
+    const std::string address = peer->Address();
+    ASSERT_EQ(peer->Connect(worker.Address()), UCS_OK);
+    // Longer each time, so that the peer ends at different points of the agreement.
+    for (int round = 0; round < i; ++round) {
+      poll(nullptr, 0, 1);
+      worker.Progress();
+    }
+    peer.reset();
+    bool failed = worker.Connect(address) != UCS_OK;
+    MonotonicClock clock;
+    const Tick end = clock.Now() + Duration::Seconds(20);
+    while (!failed && clock.Now() < end) {
+      worker.Progress();
+      failed = worker.lost();
+    }
+    EXPECT_TRUE(failed) << i;
+  }
 }
 
 }  // namespace

@@ -99,6 +99,11 @@ absl::StatusOr<Config> ReadConfig(const UcxOptions& options) {
   BATON_RETURN_IF_ERROR(Modify(raw, "SOCKADDR_TLS_PRIORITY", "tcp"));
   // Memory is registered explicitly. A cache would hook munmap, madvise and others in the process.
   BATON_RETURN_IF_ERROR(Modify(raw, "RCACHE_ENABLE", "n"));
+  // A connect that blocks would hold up the loop for as long as the kernel looks for a host that is
+  // gone. And where the peer ends right after it has connected to this rank, a blocking connect
+  // fails inside of another call, and UCX (seen with 1.13) ends the process by an assertion of its
+  // own instead of reporting a lost peer. TCP's option, which UCX wants without its prefix here.
+  BATON_RETURN_IF_ERROR(Modify(raw, "CONN_NB", "y"));
   // Shared memory notices a dead peer only when asked to; without it UCX would not use it here.
   BATON_RETURN_IF_ERROR(Modify(raw, "MM_ERROR_HANDLING", "y"));
   return config;
