@@ -1,6 +1,7 @@
 #include "kernels/backend.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/op_table.h"
@@ -54,8 +55,13 @@ IsaLevel DetectIsa() {
 }
 
 Device::Device(BackendKind kind, IsaLevel isa, const OpTable& ops, const ThreadPoolOptions& threads,
-               int64_t min_parallel_work)
-    : kind_(kind), isa_(isa), ops_(ops), min_parallel_work_(min_parallel_work), pool_(threads) {}
+               int64_t min_parallel_work, std::unique_ptr<DeviceState> state)
+    : kind_(kind),
+      isa_(isa),
+      ops_(ops),
+      min_parallel_work_(min_parallel_work),
+      state_(std::move(state)),
+      pool_(threads) {}
 
 absl::StatusOr<DeviceBuffer> Device::Allocate(size_t bytes) {
   return ops_.memory.allocate(*this, bytes);
@@ -87,13 +93,7 @@ absl::StatusOr<std::unique_ptr<Device>> CreateDevice(const DeviceOptions& option
     case BackendKind::kCpu:
       return make(std::min(options.max_isa, DetectIsa()), CpuOps(), options.threads);
     case BackendKind::kCuda:
-#if defined(BATON_WITH_CUDA)
-      return make(IsaLevel::kPortable, CudaOps(), 1);
-#else
-      return absl::FailedPreconditionError(
-          "this binary was built without the CUDA backend; build the preset `cuda` "
-          "(cmake --preset cuda && cmake --build --preset cuda) or set the backend to cpu");
-#endif
+      return CreateCudaDevice(options);
   }
   return absl::InvalidArgumentError(
       absl::StrCat("unknown backend ", static_cast<int>(options.backend)));

@@ -46,6 +46,9 @@ struct DeviceOptions {
   // thread. The default is about 20 microseconds of one core, the price of waking another on a
   // machine that has other things to do; 0 shares out everything (no bit changes).
   int64_t min_parallel_work = int64_t{1} << 18;
+  int gpu = 0;            // cuda: which of the machine's, from 0 on
+  bool blocking = false;  // cuda: an op has finished when it returns, with the error it met (for
+                          // tests, and to find the op that fails)
 };
 
 struct OpTable;  // kernels/op_table.h
@@ -64,10 +67,16 @@ class DeviceBuffer {
   size_t bytes_ = 0;
 };
 
+// What a backend keeps with a Device, beyond what all have.
+class DeviceState {
+ public:
+  virtual ~DeviceState() = default;
+};
+
 class Device {
  public:
   Device(BackendKind kind, IsaLevel isa, const OpTable& ops, const ThreadPoolOptions& threads,
-         int64_t min_parallel_work);
+         int64_t min_parallel_work, std::unique_ptr<DeviceState> state = nullptr);
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
@@ -78,6 +87,7 @@ class Device {
   int64_t min_parallel_work() const { return min_parallel_work_; }
   // Valid inside one op: every op resets it first.
   Scratch& scratch() { return scratch_; }
+  DeviceState* state() { return state_.get(); }
   // Whether the host may dereference tensor data of this device.
   bool host_memory() const { return kind_ != BackendKind::kCuda; }
 
@@ -94,13 +104,18 @@ class Device {
   const IsaLevel isa_;
   const OpTable& ops_;
   const int64_t min_parallel_work_;
+  const std::unique_ptr<DeviceState> state_;
   ThreadPool pool_;
   Scratch scratch_;
 };
 
 // FAILED_PRECONDITION for a backend this build does not have (the message names the preset to
-// build), INVALID_ARGUMENT for options out of range.
+// build) or a GPU that cannot be used, INVALID_ARGUMENT for options out of range.
 absl::StatusOr<std::unique_ptr<Device>> CreateDevice(const DeviceOptions& options);
+
+// CreateDevice's part for kCuda. Which of its definitions a program gets is chosen by what it links
+// (kernels/CMakeLists.txt): the backend, or cuda_absent.cc.
+absl::StatusOr<std::unique_ptr<Device>> CreateCudaDevice(const DeviceOptions& options);
 
 }  // namespace baton::kernels
 

@@ -32,7 +32,6 @@ struct OpTable {
 
 const OpTable& ReferenceOps();
 const OpTable& CpuOps();
-const OpTable& CudaOps();  // defined only in builds with the CUDA backend
 
 }  // namespace baton::kernels
 

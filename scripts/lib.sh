@@ -53,7 +53,7 @@ configure_and_build() {
 
 # The C++ files of this checkout, each ended by a zero byte.
 tracked_code() {
-  (cd "$BATON_ROOT" && git -c safe.directory='*' ls-files -z '*.h' '*.cc' | while IFS= read -r -d '' file; do
+  (cd "$BATON_ROOT" && git -c safe.directory='*' ls-files -z '*.h' '*.cc' '*.cu' | while IFS= read -r -d '' file; do
     if [[ -e $file ]]; then printf '%s\0' "$file"; fi
   done)
 }

@@ -341,7 +341,7 @@ TEST_P(AttentionTest, PrefillIsRowInvariant) {
       const OwnedWeight kv_b = KvB(shape, DType::kF8E4M3);
       const Owned q = Q(shape, cache.rows, act);
       const Owned all = Prefill(*device_, cache, q, kv_b);
-      const auto single = MakeDevice(BackendKind::kCpu, 1, GetParam());
+      const auto single = MakeDevice(GetParam(), 1);
       EXPECT_EQ(Prefill(*single, cache, q, kv_b).bytes(), all.bytes());
       for (int64_t t = 0; t < cache.rows; ++t) {
         const int64_t s = t < 33 ? 0 : 1;
@@ -374,7 +374,7 @@ TEST_P(AttentionTest, DecodeIsRowInvariant) {
       };
       const Owned all = steps(*device_, cache, q);
       for (int threads : {1, 2, 5}) {
-        const auto device = MakeDevice(BackendKind::kCpu, threads, GetParam());
+        const auto device = MakeDevice(GetParam(), threads);
         EXPECT_EQ(steps(*device, cache, q).bytes(), all.bytes());
         int64_t t = 0;
         for (size_t s = 0; s < queries.size(); ++s) {
@@ -404,7 +404,7 @@ TEST_P(AttentionTest, PagesTravelAndCorruptionIsRefused) {
   PagesUnpackArgs unpack{
       .pages = to.pages(), .ranges = target, .message = message.view(), .seed = 7};
   unpack.checksum = checksum;
-  const std::vector<uint8_t> before = to.data.bytes();
+  const TestBytes before = to.data.bytes();
   message.as<uint8_t>()[41 * entry] ^= 1;
   EXPECT_EQ(PagesUnpack(*device_, unpack).code(), absl::StatusCode::kDataLoss);
   message.as<uint8_t>()[41 * entry] ^= 1;

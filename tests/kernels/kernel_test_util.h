@@ -14,8 +14,11 @@
 #include "gtest/gtest.h"
 #include "kernels/numeric.h"
 #include "kernels/ops.h"
+#include "tests/kernels/test_devices.h"
 
 namespace baton::kernels {
+
+using TestBytes = std::vector<uint8_t, TestAllocator<uint8_t>>;
 
 // A tensor that owns its memory. Copies are deep.
 class Owned {
@@ -74,14 +77,14 @@ class Owned {
         as<uint8_t>()[i] = F32ToF8E4M3(value);
     }
   }
-  const std::vector<uint8_t>& bytes() const { return bytes_; }
+  const TestBytes& bytes() const { return bytes_; }
   DType dtype() const { return dtype_; }
   const std::vector<int64_t>& shape() const { return shape_; }
 
  private:
   DType dtype_ = DType::kF32;
   std::vector<int64_t> shape_;
-  std::vector<uint8_t> bytes_;
+  TestBytes bytes_;
 };
 
 // Roughly normal (the sum of four uniforms), with standard deviation `scale`.
@@ -135,6 +138,23 @@ inline std::unique_ptr<Device> SplittingDevice(int threads, IsaLevel isa) {
   return *std::move(device);
 }
 
+// The device of a test's parameter. Ops have finished when they return.
+inline std::unique_ptr<Device> MakeDevice(const TestDevice& which, int threads) {
+  auto device = CreateDevice(
+      {.backend = which.backend, .threads = threads, .max_isa = which.isa, .blocking = true});
+  BATON_CHECK(device.ok());
+  return *std::move(device);
+}
+inline std::unique_ptr<Device> SplittingDevice(int threads, const TestDevice& which) {
+  auto device = CreateDevice({.backend = which.backend,
+                              .threads = threads,
+                              .max_isa = which.isa,
+                              .min_parallel_work = 0,
+                              .blocking = true});
+  BATON_CHECK(device.ok());
+  return *std::move(device);
+}
+
 // The cpu backend's levels that this machine runs.
 inline std::vector<IsaLevel> IsaLevels() {
   std::vector<IsaLevel> levels;
@@ -145,20 +165,23 @@ inline std::vector<IsaLevel> IsaLevels() {
   return levels;
 }
 
-// Base of the suites that run every test on every level.
-class KernelTest : public ::testing::TestWithParam<IsaLevel> {
+// Base of the suites that run every test on every device of test_devices.h.
+class KernelTest : public ::testing::TestWithParam<TestDevice> {
  protected:
   KernelTest()
-      : device_(MakeDevice(BackendKind::kCpu, 2, GetParam())),
+      : scope_(GetParam()),
+        device_(MakeDevice(GetParam(), 2)),
         reference_(MakeDevice(BackendKind::kReference)) {}
+  void TearDown() override { EXPECT_EQ(scope_.Fault(), ""); }
 
+  TestDeviceScope scope_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<Device> reference_;
   Rng rng_{20240601};
 };
-#define BATON_INSTANTIATE_KERNEL_TEST(Suite)                             \
-  INSTANTIATE_TEST_SUITE_P(Isa, Suite, ::testing::ValuesIn(IsaLevels()), \
-                           [](const auto& level) { return IsaName(level.param); })
+#define BATON_INSTANTIATE_KERNEL_TEST(Suite)                                   \
+  INSTANTIATE_TEST_SUITE_P(Devices, Suite, ::testing::ValuesIn(TestDevices()), \
+                           [](const auto& device) { return device.param.name; })
 
 // Both agree: NaN and infinities stand in the same places, and each other element differs by no
 // more than one unit of the output's format plus `sum_epsilon` times the row's root mean square.
@@ -206,10 +229,10 @@ inline double SumEpsilon(int64_t length) {
 }
 
 // Row r of the first dimension as bytes.
-inline std::vector<uint8_t> RowBytes(const Owned& tensor, int64_t r) {
+inline TestBytes RowBytes(const Owned& tensor, int64_t r) {
   const size_t row = tensor.bytes().size() / static_cast<size_t>(tensor.shape()[0]);
   const auto begin = tensor.bytes().begin() + static_cast<int64_t>(row) * r;
-  return std::vector<uint8_t>(begin, begin + static_cast<int64_t>(row));
+  return TestBytes(begin, begin + static_cast<int64_t>(row));
 }
 
 // Rows [begin, end) of the first dimension, copied.

@@ -170,12 +170,11 @@ TEST_P(LinearTest, RowInvariant) {
       const auto run = [&](int threads, int64_t begin, int64_t end) {
         const Owned part = Rows(x, begin, end);
         Owned out(act, {end - begin, dims.n});
-        EXPECT_OK(Linear(*MakeDevice(BackendKind::kCpu, threads, GetParam()),
-                         {.x = part.view(),
-                          .w = w.view(),
-                          .w2 = w2.view(),
-                          .out = out.view(),
-                          .epilogue = Epilogue::kSiluMul}));
+        EXPECT_OK(Linear(*MakeDevice(GetParam(), threads), {.x = part.view(),
+                                                            .w = w.view(),
+                                                            .w2 = w2.view(),
+                                                            .out = out.view(),
+                                                            .epilogue = Epilogue::kSiluMul}));
         return out;
       };
       const Owned all = run(1, 0, dims.rows);

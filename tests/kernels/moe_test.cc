@@ -126,7 +126,7 @@ TEST_P(MoeTest, GateIsRowInvariant) {
               gate = Random(rng_, DType::kF32, {256, 200}, 0.1f);
   const Owned bias = Random(rng_, DType::kF32, {256}, 0.1f);
   const Routed all = Gate(*device_, c, x, gate, bias);
-  const auto single = MakeDevice(BackendKind::kCpu, 1, GetParam());
+  const auto single = MakeDevice(GetParam(), 1);
   for (int64_t r = 0; r < 33; ++r) {
     const Routed one = Gate(*single, c, Rows(x, r, r + 1), gate, bias);
     EXPECT_EQ(one.experts.bytes(), RowBytes(all.experts, r));

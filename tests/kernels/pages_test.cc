@@ -7,7 +7,7 @@
 namespace baton::kernels {
 namespace {
 
-using Bytes = std::vector<uint8_t>;
+using Bytes = TestBytes;
 
 constexpr int kLora = 32, kRope = 2;
 

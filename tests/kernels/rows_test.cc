@@ -105,7 +105,7 @@ TEST_P(RowsTest, RmsNormIsRowInvariant) {
   const auto run = [&](int threads, int64_t begin, int64_t end) {
     const Owned part = Rows(x, begin, end);
     Owned out(DType::kF32, {end - begin, 2100});
-    EXPECT_OK(RmsNorm(*MakeDevice(BackendKind::kCpu, threads, GetParam()),
+    EXPECT_OK(RmsNorm(*MakeDevice(GetParam(), threads),
                       {.x = part.view(), .weight = weight.view(), .out = out.view()}));
     return out;
   };

@@ -167,8 +167,8 @@ TEST_P(SampleTest, IsRowInvariant) {
   }
   const std::vector<SampleResult> all = Run(*device_, logits, params);
   for (int64_t r = 0; r < 33; ++r) {
-    const SampleResult one = Run(*MakeDevice(BackendKind::kCpu, 1, GetParam()),
-                                 Rows(logits, r, r + 1), {params[static_cast<size_t>(r)]})[0];
+    const SampleResult one = Run(*MakeDevice(GetParam(), 1), Rows(logits, r, r + 1),
+                                 {params[static_cast<size_t>(r)]})[0];
     EXPECT_EQ(one.token, all[static_cast<size_t>(r)].token);
     EXPECT_EQ(one.logprob, all[static_cast<size_t>(r)].logprob);
   }

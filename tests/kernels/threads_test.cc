@@ -15,7 +15,7 @@ namespace baton::kernels {
 namespace {
 
 // What an op wrote, all outputs one after the other.
-using Bytes = std::vector<uint8_t>;
+using Bytes = TestBytes;
 void Append(const Owned& tensor, Bytes* bytes) {
   bytes->insert(bytes->end(), tensor.bytes().begin(), tensor.bytes().end());
 }

@@ -5,7 +5,7 @@ import re
 
 # --- What is what -----------------------------------------------------------------------------------------------
 
-CODE = (".h", ".cc")
+CODE = (".h", ".cc", ".cu")
 FOLDERS = {
     "proto", "base", "scheduler", "wire", "kernels", "transport", "model", "prefill_worker", "decode_worker", "server",
     "tools", "tests",
@@ -67,6 +67,9 @@ EXTRA_HEADERS = {
 COMPOSITION_ROOT = re.compile(r"server/(embedded|main)[a-z_]*\.(cc|h)$")
 COMPOSITION_ROOT_FOLDERS = {"prefill_worker", "decode_worker", "model", "kernels"}
 
+# Headers of which the include path chooses one of several (kernels/cuda/device.h), included with <>.
+CHOSEN_HEADERS = ("/device_inline.h", "/device_macros.h")
+
 # Foreign headers that may stand in quotes.
 FOREIGN_QUOTED = ("absl/", "gtest/", "gmock/", "nlohmann/", "google/", "benchmark/", "xxhash.h")
 
@@ -112,7 +115,7 @@ CONFINED = [
     (r"ares\.h$", r"server/dns_resolver\.cc$"),
     (r"(ucp|uct|ucs)/", r"transport/ucx/"),
     (r"nccl", r"transport/nccl/"),
-    (r"cuda|cublas", r"(kernels/cuda|transport/nccl)/"),
+    (r"cuda|cublas|vector_types", r"(kernels/cuda|transport/nccl|tests/(simt|kernels))/"),
     (r"(thread|future)$", r"base/|tests/"),
     (r"(immintrin|x86intrin|arm_neon)\.h$", r"(kernels|tests/kernels)/|base/(thread_pool|cpu)"),
 ]
@@ -305,7 +308,7 @@ def dead_files(tree):
             yield f"{path}: in no CMake list"
         if path.endswith(".proto") and name[: -len(".proto")] not in named:
             yield f"{path}: in no CMake list"
-        if path.endswith(".h") and path not in included:
+        if path.endswith(".h") and path not in included and not path.endswith(CHOSEN_HEADERS):
             yield f"{path}: included by nobody"
 
 

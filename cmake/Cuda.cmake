@@ -1,0 +1,67 @@
+# CUDA's toolkit, where there is one: on the PATH, in /usr/local/cuda, or as scripts/setup installs it. Sets
+# BATON_CUDA_INCLUDE (its headers) and BATON_NVCC, empty without.
+
+file(GLOB baton_cuda_wheels ${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/nvidia/cu13)
+find_program(BATON_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin ${baton_cuda_wheels}/bin)
+if(BATON_NVCC)
+  get_filename_component(baton_nvcc_file ${BATON_NVCC} REALPATH)
+  get_filename_component(baton_nvcc_folder ${baton_nvcc_file} DIRECTORY)
+  find_path(BATON_CUDA_INCLUDE cuda_runtime_api.h
+            HINTS ${baton_nvcc_folder}/../include ${baton_nvcc_folder}/../targets/x86_64-linux/include NO_DEFAULT_PATH)
+endif()
+if(NOT BATON_CUDA_INCLUDE)
+  set(BATON_CUDA_INCLUDE "")
+endif()
+
+# The kernels of the CUDA backend: nvcc compiles them for GPUs (kernels/cuda), g++ for the emulation (tests/simt).
+set(BATON_CUDA_KERNELS
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/embed.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/quantize_fp8.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/rms_norm.cu)
+# Its host side.
+set(BATON_CUDA_HOST
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_device.cc
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_rows.cc
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/unfinished.cc)
+
+# baton_emulate_cuda(TARGET a.cu ...)
+# Compiles .cu files as C++ against tests/simt, into a target of the calling folder. -fsanitize=thread makes the compiler
+# call tests/simt/access.cc at every load and store; ThreadSanitizer itself is not linked.
+function(baton_emulate_cuda target)
+  set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
+    "-fsanitize=thread;--param=tsan-instrument-func-entry-exit=0;-fno-optimize-sibling-calls;-Wno-unknown-pragmas")
+  target_sources(${target} PRIVATE ${ARGN})
+  target_include_directories(${target} PUBLIC ${CMAKE_SOURCE_DIR}/tests/simt/device)
+  target_include_directories(${target} SYSTEM PUBLIC ${BATON_CUDA_INCLUDE})
+endfunction()
+
+# What nvcc compiles for; docs/kernels/README.md says why these.
+set(BATON_CUDA_ARCHITECTURES 89 90a 100a)
+
+# baton_compile_cuda(TARGET a.cu ...)
+# A static library of .cu files, by nvcc. Not by CMake's CUDA language: Debian 12's CMake is older than CUDA 13. What ptxas
+# says of each file's kernels is kept beside its object, as a.ptxas.
+function(baton_compile_cuda target)
+  set(flags -std=c++20 -O3 --fmad=false -Xptxas=-v -Xcompiler=-Wall,-Wextra,-fPIC -I${CMAKE_SOURCE_DIR}
+      -I${CMAKE_SOURCE_DIR}/kernels/cuda/native)
+  if(BATON_WERROR)
+    list(APPEND flags -Werror=all-warnings)
+  endif()
+  foreach(architecture IN LISTS BATON_CUDA_ARCHITECTURES)
+    list(APPEND flags -gencode arch=compute_${architecture},code=sm_${architecture})
+  endforeach()
+  foreach(source IN LISTS ARGN)
+    get_filename_component(name ${source} NAME_WE)
+    set(object ${CMAKE_CURRENT_BINARY_DIR}/${name}.cu.o)
+    add_custom_command(
+      OUTPUT ${object} BYPRODUCTS ${CMAKE_CURRENT_BINARY_DIR}/${name}.ptxas
+      COMMAND ${CMAKE_SOURCE_DIR}/kernels/cuda/compile.sh ${CMAKE_CURRENT_BINARY_DIR}/${name}.ptxas
+              ${CMAKE_CXX_COMPILER_LAUNCHER} ${BATON_NVCC} ${flags} -MD -MF ${object}.d -c ${source} -o ${object}
+      DEPENDS ${source} ${CMAKE_SOURCE_DIR}/kernels/cuda/compile.sh DEPFILE ${object}.d
+      COMMENT "nvcc ${name}.cu" VERBATIM)
+    list(APPEND objects ${object})
+  endforeach()
+  add_library(${target} STATIC ${objects})
+  set_target_properties(${target} PROPERTIES LINKER_LANGUAGE CXX)
+  target_link_libraries(${target} PUBLIC baton_flags)
+endfunction()

@@ -1,0 +1,177 @@
+#include "kernels/cuda/cuda_device.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/cuda_status.h"
+#include "kernels/op_table.h"
+
+namespace baton::kernels {
+namespace cuda {
+namespace {
+
+constexpr size_t kAlignment = 256;
+constexpr size_t kLeastScratch = size_t{8} << 20;
+constexpr int kOldestArchitecture = 89;
+
+absl::StatusOr<DeviceBuffer> Allocate(Device& device, size_t bytes) {
+  BATON_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(CudaState::Of(device).gpu()), "cudaSetDevice"));
+  void* data = nullptr;
+  const cudaError_t error = cudaMalloc(&data, std::max<size_t>(bytes, 1));
+  if (error == cudaErrorMemoryAllocation) {
+    (void)cudaGetLastError();
+    size_t free = 0, total = 0;
+    (void)cudaMemGetInfo(&free, &total);
+    return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", bytes, " bytes on GPU ",
+                                                     CudaState::Of(device).gpu(), ": ", free,
+                                                     " of ", total, " are free"));
+  }
+  BATON_RETURN_IF_ERROR(CudaStatus(error, "cudaMalloc"));
+  return DeviceBuffer(data, bytes, [](void* p) { (void)cudaFree(p); });
+}
+
+absl::Status CopyToDevice(Device& device, void* to, const void* from, size_t bytes) {
+  const cudaStream_t stream = CudaState::Of(device).stream();
+  BATON_RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream),
+                                   "copy to the GPU"));
+  return CudaStatus(cudaStreamSynchronize(stream), "copy to the GPU");
+}
+
+absl::Status CopyToHost(Device& device, void* to, const void* from, size_t bytes) {
+  const cudaStream_t stream = CudaState::Of(device).stream();
+  BATON_RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream),
+                                   "copy from the GPU"));
+  return CudaStatus(cudaStreamSynchronize(stream), "copy from the GPU");
+}
+
+absl::Status Synchronize(Device& device) {
+  return CudaStatus(cudaStreamSynchronize(CudaState::Of(device).stream()), "an op of the GPU");
+}
+
+const OpTable& CudaOps() {
+#define BATON_OP_ENTRY(Name, entry) .entry = cuda::Name,
+  static constexpr OpTable kTable = {
+      BATON_KERNEL_OPS(BATON_OP_ENTRY).memory = {.allocate = Allocate,
+                                                 .copy_to_device = CopyToDevice,
+                                                 .copy_to_host = CopyToHost,
+                                                 .synchronize = Synchronize}};
+#undef BATON_OP_ENTRY
+  return kTable;
+}
+
+absl::Status NoGpu(const std::string& why) {
+  return absl::FailedPreconditionError(
+      absl::StrCat(why,
+                   "; check `nvidia-smi`, in a container that it was started with GPUs (docker "
+                   "run --gpus all), or set the backend to cpu"));
+}
+
+}  // namespace
+
+absl::Status CudaStatus(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  (void)cudaGetLastError();
+  const std::string message =
+      absl::StrCat(what, ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")");
+  if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(message);
+  return absl::InternalError(message);
+}
+
+absl::StatusOr<std::unique_ptr<CudaState>> CudaState::Create(const DeviceOptions& options) {
+  int count = 0;
+  const cudaError_t counted = cudaGetDeviceCount(&count);
+  if (counted != cudaSuccess || count == 0) {
+    (void)cudaGetLastError();
+    return NoGpu(absl::StrCat("no GPU can be used: ", counted == cudaSuccess
+                                                          ? "the machine has none"
+                                                          : cudaGetErrorString(counted)));
+  }
+  if (options.gpu < 0 || options.gpu >= count) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("gpu is ", options.gpu, ", expected 0 to ", count - 1));
+  }
+  std::unique_ptr<CudaState> state(new CudaState);
+  state->gpu_ = options.gpu;
+  state->blocking_ = options.blocking;
+  BATON_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(options.gpu), "cudaSetDevice"));
+  int major = 0, minor = 0;
+  const auto attribute = [&](int* value, cudaDeviceAttr which) {
+    return CudaStatus(cudaDeviceGetAttribute(value, which, options.gpu), "cudaDeviceGetAttribute");
+  };
+  BATON_RETURN_IF_ERROR(attribute(&major, cudaDevAttrComputeCapabilityMajor));
+  BATON_RETURN_IF_ERROR(attribute(&minor, cudaDevAttrComputeCapabilityMinor));
+  BATON_RETURN_IF_ERROR(attribute(&state->processors_, cudaDevAttrMultiProcessorCount));
+  state->architecture_ = major * 10 + minor;
+  if (state->architecture_ < kOldestArchitecture) {
+    return NoGpu(absl::StrCat("GPU ", options.gpu, " has compute capability ", major, ".", minor,
+                              ", expected 8.9 (Ada), 9.0 (Hopper) or later"));
+  }
+  BATON_RETURN_IF_ERROR(
+      CudaStatus(cudaStreamCreateWithFlags(&state->stream_, cudaStreamNonBlocking),
+                 "cudaStreamCreateWithFlags"));
+  return state;
+}
+
+CudaState& CudaState::Begin(Device& device) {
+  CudaState& state = Of(device);
+  (void)cudaSetDevice(state.gpu_);  // existed when the device was created
+  state.ResetScratch();
+  return state;
+}
+
+CudaState::~CudaState() {
+  if (stream_ != nullptr) {
+    (void)cudaStreamSynchronize(stream_);
+    (void)cudaStreamDestroy(stream_);
+  }
+  for (const Block& block : blocks_) (void)cudaFree(block.data);
+}
+
+void CudaState::ResetScratch() {
+  if (blocks_.size() > 1) {
+    // What one op needed in pieces becomes one piece; cudaFree waits for who may use them.
+    size_t bytes = 0;
+    for (const Block& block : blocks_) {
+      bytes += block.bytes;
+      (void)cudaFree(block.data);
+    }
+    blocks_.clear();
+    Block whole{.data = nullptr, .bytes = bytes};
+    if (cudaMalloc(&whole.data, bytes) == cudaSuccess) blocks_.push_back(whole);
+  }
+  used_ = 0;
+}
+
+absl::StatusOr<void*> CudaState::ScratchBytes(size_t bytes) {
+  const size_t rounded = (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+  if (blocks_.empty() || blocks_.back().bytes - used_ < rounded) {
+    Block block{.data = nullptr, .bytes = std::max(rounded, kLeastScratch)};
+    BATON_RETURN_IF_ERROR(
+        CudaStatus(cudaMalloc(&block.data, block.bytes), "working memory of an op"));
+    blocks_.push_back(block);
+    used_ = 0;
+  }
+  void* const data = static_cast<char*>(blocks_.back().data) + used_;
+  used_ += rounded;
+  return data;
+}
+
+absl::Status CudaState::Finish(cudaError_t launched, const char* op) {
+  BATON_RETURN_IF_ERROR(CudaStatus(launched, op));
+  return blocking_ ? CudaStatus(cudaStreamSynchronize(stream_), op) : absl::OkStatus();
+}
+
+}  // namespace cuda
+
+absl::StatusOr<std::unique_ptr<Device>> CreateCudaDevice(const DeviceOptions& options) {
+  BATON_ASSIGN_OR_RETURN(std::unique_ptr<cuda::CudaState> state, cuda::CudaState::Create(options));
+  return std::make_unique<Device>(BackendKind::kCuda, IsaLevel::kPortable, cuda::CudaOps(),
+                                  ThreadPoolOptions{.threads = 1, .pin = false},
+                                  options.min_parallel_work, std::move(state));
+}
+
+}  // namespace baton::kernels

@@ -1,0 +1,70 @@
+#ifndef BATON_KERNELS_CUDA_CUDA_DEVICE_H_
+#define BATON_KERNELS_CUDA_CUDA_DEVICE_H_
+
+// What the CUDA backend keeps with a Device: its GPU, one stream that orders all of its ops, and
+// working memory. Belongs to one Device and follows its rule of one op at a time.
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+
+namespace baton::kernels::cuda {
+
+class CudaState final : public DeviceState {
+ public:
+  // FAILED_PRECONDITION without a driver, without the GPU, or for one that is too old.
+  static absl::StatusOr<std::unique_ptr<CudaState>> Create(const DeviceOptions& options);
+  static CudaState& Of(Device& device) { return static_cast<CudaState&>(*device.state()); }
+  // What an op begins with: the calling thread uses this GPU, and the working memory is free.
+  static CudaState& Begin(Device& device);
+  ~CudaState() override;
+
+  int gpu() const { return gpu_; }
+  // 89: Ada, 90: Hopper, 100: Blackwell.
+  int architecture() const { return architecture_; }
+  // Number of SMs, for choosing grids; never part of what decides a sum's order.
+  int processors() const { return processors_; }
+  cudaStream_t stream() const { return stream_; }
+
+  // Working memory of one op, in the GPU's memory: `bytes`, 256-byte aligned, not initialized.
+  // Pieces of one op lie side by side; Begin gives all back, to the ops behind it in the stream.
+  // Grows by waiting for the GPU, so a steady state does not.
+  absl::StatusOr<void*> ScratchBytes(size_t bytes);
+  template <typename T>
+  absl::StatusOr<T*> Scratch(int64_t count) {
+    absl::StatusOr<void*> data = ScratchBytes(static_cast<size_t>(count) * sizeof(T));
+    if (!data.ok()) return data.status();
+    return static_cast<T*>(*data);
+  }
+
+  // What an op returns behind its last launch: `launched` as a status, and in a blocking device the
+  // first error of what runs.
+  absl::Status Finish(cudaError_t launched, const char* op);
+
+ private:
+  CudaState() = default;
+  void ResetScratch();
+
+  int gpu_ = 0;
+  int architecture_ = 0;
+  int processors_ = 0;
+  bool blocking_ = false;
+  cudaStream_t stream_ = nullptr;
+  struct Block {
+    void* data = nullptr;
+    size_t bytes = 0;
+  };
+  std::vector<Block> blocks_;  // the last one is in use
+  size_t used_ = 0;            // bytes of the last block
+};
+
+}  // namespace baton::kernels::cuda
+
+#endif  // BATON_KERNELS_CUDA_CUDA_DEVICE_H_

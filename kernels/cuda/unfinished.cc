@@ -1,0 +1,27 @@
+// Ops that the backend does not have yet. While one stands here, programs do not offer the backend.
+
+#include "kernels/cuda/cuda_ops.h"
+
+namespace baton::kernels::cuda {
+
+#define BATON_UNFINISHED(Name)                             \
+  absl::Status Name(Device&, const Name##Args&) {          \
+    return absl::UnimplementedError("cuda has no " #Name); \
+  }
+
+BATON_UNFINISHED(Linear)
+BATON_UNFINISHED(RopeAndPage)
+BATON_UNFINISHED(MlaPrefill)
+BATON_UNFINISHED(MlaAbsorbQ)
+BATON_UNFINISHED(MlaDecode)
+BATON_UNFINISHED(MlaExpandV)
+BATON_UNFINISHED(PagesPack)
+BATON_UNFINISHED(PagesUnpack)
+BATON_UNFINISHED(MoeGate)
+BATON_UNFINISHED(MoePermute)
+BATON_UNFINISHED(GroupedLinear)
+BATON_UNFINISHED(MoeCombine)
+BATON_UNFINISHED(LogitsMask)
+BATON_UNFINISHED(Sample)
+
+}  // namespace baton::kernels::cuda

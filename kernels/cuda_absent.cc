@@ -1,0 +1,13 @@
+// CreateCudaDevice of programs that do not link the CUDA backend.
+
+#include "kernels/backend.h"
+
+namespace baton::kernels {
+
+absl::StatusOr<std::unique_ptr<Device>> CreateCudaDevice(const DeviceOptions&) {
+  return absl::FailedPreconditionError(
+      "this binary was built without the CUDA backend; build the preset `cuda` "
+      "(cmake --preset cuda && cmake --build --preset cuda) or set the backend to cpu");
+}
+
+}  // namespace baton::kernels

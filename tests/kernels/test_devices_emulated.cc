@@ -1,0 +1,54 @@
+// The emulated GPU: every test under kSeeds schedules, every other one with the race check.
+
+#include <cuda_runtime_api.h>
+
+#include "base/check.h"
+#include "tests/kernels/test_devices.h"
+#include "tests/simt/options.h"
+
+namespace baton::kernels {
+namespace {
+
+constexpr uint64_t kSeeds = 20;
+
+}  // namespace
+
+class TestDeviceScope::State {
+ public:
+  explicit State(const TestDevice& device)
+      : options_({.seed = device.seed, .check_races = device.check_races}) {}
+
+ private:
+  simt::ScopedOptions options_;
+};
+
+std::vector<TestDevice> TestDevices() {
+  std::vector<TestDevice> devices;
+  for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
+    const bool races = seed % 2 == 0;
+    devices.push_back({.backend = BackendKind::kCuda,
+                       .name = "emulated_seed" + std::to_string(seed) + (races ? "_races" : ""),
+                       .seed = seed,
+                       .check_races = races});
+  }
+  return devices;
+}
+
+TestDeviceScope::TestDeviceScope(const TestDevice& device)
+    : state_(std::make_unique<State>(device)) {}
+TestDeviceScope::~TestDeviceScope() = default;
+
+std::string TestDeviceScope::Fault() {
+  const std::optional<simt::Fault> fault = simt::TakeFault();
+  return fault.has_value() ? fault->Text() : "";
+}
+
+// Exactly as long as asked for, so that a kernel that leaves it is noticed.
+void* AllocateTestMemory(size_t bytes) {
+  void* data = nullptr;
+  BATON_CHECK_EQ(cudaMallocHost(&data, bytes), cudaSuccess);
+  return data;
+}
+void FreeTestMemory(void* data) { BATON_CHECK_EQ(cudaFreeHost(data), cudaSuccess); }
+
+}  // namespace baton::kernels

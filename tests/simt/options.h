@@ -1,0 +1,53 @@
+#ifndef BATON_TESTS_SIMT_OPTIONS_H_
+#define BATON_TESTS_SIMT_OPTIONS_H_
+
+// How the emulation runs, and what it has found.
+
+#include <cstdint>
+#include <optional>
+
+#include "tests/simt/fault.h"
+
+namespace baton::simt {
+
+struct Options {
+  // Of the order of threads, blocks, streams and asynchronous copies.
+  uint64_t seed = 1;
+  // Bounds, initialization, alignment, host memory: about half of the time a kernel takes here.
+  bool check_memory = true;
+  // Races between threads of a grid and between streams: many times slower.
+  bool check_races = false;
+  // OS threads that blocks are spread over.
+  int workers = 2;
+  // What the emulated devices are.
+  int devices = 2;
+  int compute_major = 9;
+  int compute_minor = 0;
+  // Bytes of memory of a device.
+  size_t device_bytes = size_t{8} << 30;
+};
+
+// For what is launched from now on; no kernel may be running. `devices` counts at the first use.
+void SetOptions(const Options& options);
+Options GetOptions();
+
+// The first fault since the last call, which also makes the devices usable again. Waits for what is
+// running. Without a call the process prints a fault and the runtime answers
+// cudaErrorLaunchFailure from then on.
+std::optional<Fault> TakeFault();
+
+// Sets options for its lifetime.
+class ScopedOptions {
+ public:
+  explicit ScopedOptions(const Options& options) : before_(GetOptions()) { SetOptions(options); }
+  ~ScopedOptions() { SetOptions(before_); }
+  ScopedOptions(const ScopedOptions&) = delete;
+  ScopedOptions& operator=(const ScopedOptions&) = delete;
+
+ private:
+  const Options before_;
+};
+
+}  // namespace baton::simt
+
+#endif  // BATON_TESTS_SIMT_OPTIONS_H_
