@@ -1,5 +1,5 @@
 # CUDA's toolkit, where there is one: on the PATH, in /usr/local/cuda, or as scripts/setup installs it. Sets
-# BATON_CUDA_INCLUDE (its headers) and BATON_NVCC, empty without.
+# BATON_CUDA_INCLUDE (its headers), BATON_NVCC and BATON_NCCL_INCLUDE (NCCL's header), empty without.
 
 file(GLOB baton_cuda_wheels ${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/nvidia/cu13)
 find_program(BATON_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin ${baton_cuda_wheels}/bin)
@@ -11,6 +11,10 @@ if(BATON_NVCC)
 endif()
 if(NOT BATON_CUDA_INCLUDE)
   set(BATON_CUDA_INCLUDE "")
+endif()
+find_path(BATON_NCCL_INCLUDE nccl.h HINTS ${BATON_CUDA_INCLUDE} ${baton_cuda_wheels}/../nccl/include)
+if(NOT BATON_NCCL_INCLUDE)
+  set(BATON_NCCL_INCLUDE "")
 endif()
 
 # The kernels of the CUDA backend: nvcc compiles them for GPUs (kernels/cuda), g++ for the emulation (tests/simt).

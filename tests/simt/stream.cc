@@ -12,6 +12,7 @@ namespace baton::simt {
 namespace {
 
 constexpr int kHelpers = 3;  // threads beside the device's own; Options::workers - 1 of them run
+constexpr std::chrono::microseconds kPause(50);
 constexpr int64_t kWorthHelp = 4096;  // threads of a grid that are worth waking another OS thread
 
 void Join(OrderClock& into, const OrderClock& other) {
@@ -248,9 +249,12 @@ void Runtime::RunDevice(int device) {
       const uint32_t id = op.id;
       lock.unlock();
       const bool is_done = work(id);
-      if (!is_done) std::this_thread::yield();
       lock.lock();
-      if (!is_done && !failed_) continue;
+      if (!is_done && !failed_) {
+        // It waits for another device or process; somebody else's turn, or a pause.
+        if (ready.size() == 1) changed_.wait_for(lock, kPause);
+        continue;
+      }
     }
     Op& done = stream->queue.front();
     if (done.reaches != nullptr) {
