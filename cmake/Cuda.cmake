@@ -21,10 +21,12 @@ endif()
 set(BATON_CUDA_KERNELS
     ${CMAKE_SOURCE_DIR}/kernels/cuda/embed.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/quantize_fp8.cu
-    ${CMAKE_SOURCE_DIR}/kernels/cuda/rms_norm.cu)
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/rms_norm.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/rope_and_page.cu)
 # Its host side.
 set(BATON_CUDA_HOST
     ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_device.cc
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_attention.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_rows.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/unfinished.cc)
 

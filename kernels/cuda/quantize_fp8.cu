@@ -1,51 +1,33 @@
 #include "kernels/cuda/quantize_fp8.h"
 
-#include <cfloat>
-
 #include "kernels/cuda/elements.h"
+#include "kernels/cuda/fp8_group.h"
 
 namespace baton::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kGroup = 128;
-constexpr int kPerLane = kGroup / kWarpSize;
-
-// A NaN keeps its sign, as where x86 divides it.
-BATON_DEVICE uint8_t NanCode(float value) {
-  return value != value && copysignf(1.0f, value) < 0.0f ? 0xFF : 0x7F;
-}
+constexpr int kGroup = Fp8Group::kValues;
 
 BATON_KERNEL(kThreads) QuantizeFp8Kernel(const QuantizeFp8Launch args) {
   const int row = BlockX();
-  const int group = BlockY() * kWarps + Warp();
-  const int begin = group * kGroup;
+  const int index = BlockY() * kWarps + Warp();
+  const int begin = index * kGroup;
   if (begin >= args.columns) return;  // the whole warp
-  float values[kPerLane];
-  float largest = 0.0f;
-  bool finite = true;
+  Fp8Group group;
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
+  for (int i = 0; i < Fp8Group::kPerLane; ++i) {
     const int column = begin + i * kWarpSize + Lane();
-    values[i] = column < args.columns ? LoadElement(args.x, row, column) : 0.0f;
-    finite = finite && fabsf(values[i]) <= FLT_MAX;
-    largest = fmaxf(largest, fabsf(values[i]));
+    group.values[i] = column < args.columns ? LoadElement(args.x, row, column) : 0.0f;
   }
-  finite = AllLanes(finite);
-  largest = WarpMax(largest);
-  float scale = largest / 448.0f;
-  if (scale == 0.0f) scale = 1.0f;
+  group.Scale();
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
+  for (int i = 0; i < Fp8Group::kPerLane; ++i) {
     const int column = begin + i * kWarpSize + Lane();
-    if (column >= args.columns) continue;
-    args.out[row * args.out_stride + column] =
-        finite ? FloatToE4M3(values[i] / scale) : NanCode(values[i]);
+    if (column < args.columns) args.out[row * args.out_stride + column] = group.Code(i);
   }
-  if (Lane() == 0) {
-    args.scales[row * args.scales_stride + group] = finite ? scale : NAN;
-  }
+  if (Lane() == 0) args.scales[row * args.scales_stride + index] = group.StoredScale();
 }
 
 }  // namespace

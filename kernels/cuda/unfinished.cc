@@ -10,7 +10,6 @@ namespace baton::kernels::cuda {
   }
 
 BATON_UNFINISHED(Linear)
-BATON_UNFINISHED(RopeAndPage)
 BATON_UNFINISHED(MlaPrefill)
 BATON_UNFINISHED(MlaAbsorbQ)
 BATON_UNFINISHED(MlaDecode)
