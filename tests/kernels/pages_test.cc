@@ -111,6 +111,64 @@ TEST_P(PagesTest, ChecksumOfNothingIsThatOfTheLibrary) {
   }
 }
 
+// Lengths around every border of the checksum's forms (240 bytes, stripes of 64, blocks of 1024,
+// many blocks), entries of a multiple of 8 bytes and of 4, and a message anywhere in memory.
+TEST_P(PagesTest, EveryLengthIsPackedAndUnpackedAsByTheReference) {
+  for (const int rope : {2, 4}) {  // entries of 68 and 72 bytes
+    const int64_t entry = KvEntryBytes(KvFormat::kBF16, kLora, rope);
+    Owned data(DType::kU8, {40, 16 * entry});
+    for (int64_t i = 0; i < data.elements(); ++i) {
+      data.as<uint8_t>()[i] = static_cast<uint8_t>(rng_.Next());
+    }
+    const auto pages_of = [&](const Owned& owned) {
+      KvPages pages = PagesOf(owned, KvFormat::kBF16);
+      pages.rope = rope;
+      return pages;
+    };
+    for (const int entries : {1, 3, 4, 14, 15, 16, 28, 29, 128, 143, 257, 600}) {
+      std::vector<PageRange> ranges, target;
+      for (int left = entries, i = 0; left > 0; ++i) {
+        const int first = i % 5 == 3 ? 7 : 0;
+        const int count = std::min(left, i % 4 == 1 ? 11 - first : 16 - first);
+        ranges.push_back({i * 7 % 40, first, count});
+        if (i < 40) target.push_back({39 - i, 16 - count, count});
+        left -= count;
+      }
+      const bool fits = target.size() == ranges.size();  // else pages would be written twice
+      const int64_t bytes = entries * entry;
+      for (const int64_t shift : {0, 1}) {
+        const uint64_t seed = rng_.Next();
+        Owned expected(DType::kU8, {bytes}), message(DType::kU8, {bytes + shift});
+        uint64_t expected_checksum = 0, checksum = 0;
+        PagesPackArgs pack{.pages = pages_of(data), .ranges = ranges, .seed = seed};
+        pack.message = expected.view();
+        pack.checksum = &expected_checksum;
+        EXPECT_OK(PagesPack(*reference_, pack));
+        pack.message = message.view().Slice(0, shift, bytes + shift);
+        pack.checksum = &checksum;
+        EXPECT_OK(PagesPack(*device_, pack));
+        EXPECT_EQ(checksum, expected_checksum) << entries << " entries of " << entry;
+        EXPECT_EQ(std::memcmp(message.as<uint8_t>() + shift, expected.as<uint8_t>(),
+                              static_cast<size_t>(bytes)),
+                  0);
+        if (!fits) continue;
+        Owned back(data.dtype(), data.shape()), untouched = back, reference_back = back;
+        PagesUnpackArgs unpack{.pages = pages_of(back), .ranges = target};
+        unpack.message = pack.message;
+        unpack.seed = seed;
+        unpack.checksum = checksum ^ 1;
+        EXPECT_EQ(PagesUnpack(*device_, unpack).code(), absl::StatusCode::kDataLoss);
+        EXPECT_EQ(back.bytes(), untouched.bytes());
+        unpack.checksum = checksum;
+        EXPECT_OK(PagesUnpack(*device_, unpack));
+        unpack.pages = pages_of(reference_back);
+        EXPECT_OK(PagesUnpack(*reference_, unpack));
+        EXPECT_EQ(back.bytes(), reference_back.bytes());
+      }
+    }
+  }
+}
+
 BATON_INSTANTIATE_KERNEL_TEST(PagesTest);
 
 }  // namespace

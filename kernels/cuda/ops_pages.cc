@@ -1,0 +1,118 @@
+// The host's side of hand-off messages. Both ops return when the GPU is done: their answer depends
+// on the checksum.
+
+// For the secret of a seed.
+#define XXH_STATIC_LINKING_ONLY
+
+#include <array>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/cuda_status.h"
+#include "kernels/cuda/pages.h"
+#include "xxhash.h"
+
+namespace baton::kernels::cuda {
+namespace {
+
+// Enough warps in flight for the memory's bandwidth.
+constexpr int kBlocksPerProcessor = 8;
+
+// From the arguments of both ops, which name them alike. The ranges are copied to the GPU. `bytes`
+// of the message > 0.
+template <typename Args>
+absl::StatusOr<PagesLaunch> Prepare(CudaState& state, const Args& args) {
+  PagesLaunch launch{.pages = args.pages.data.template as<uint8_t>(),
+                     .message = args.message.template as<uint8_t>(),
+                     .bytes = static_cast<int64_t>(args.message.bytes())};
+  const int64_t entry = KvEntryBytes(args.pages.format, args.pages.kv_lora, args.pages.rope);
+  const int64_t page = args.pages.data.strides[0];
+  std::vector<PagePiece> pieces;
+  int64_t at = 0;
+  for (const PageRange& range : args.ranges) {
+    if (range.count == 0) continue;
+    pieces.push_back({.message = at, .page = range.page * page + range.first * entry});
+    at += range.count * entry;
+  }
+  launch.count = static_cast<int>(pieces.size());
+  pieces.push_back({.message = at, .page = 0});
+  launch.words =
+      ((reinterpret_cast<uintptr_t>(launch.pages) | reinterpret_cast<uintptr_t>(launch.message) |
+        static_cast<uintptr_t>(entry) | static_cast<uintptr_t>(page)) &
+       7u) == 0;
+  BATON_ASSIGN_OR_RETURN(PagePiece* const copied,
+                         state.Scratch<PagePiece>(static_cast<int64_t>(pieces.size())));
+  BATON_RETURN_IF_ERROR(
+      CudaStatus(cudaMemcpyAsync(copied, pieces.data(), pieces.size() * sizeof(PagePiece),
+                                 cudaMemcpyHostToDevice, state.stream()),
+                 "copy of page ranges to the GPU"));
+  launch.pieces = copied;
+  const int64_t blocks = (launch.bytes + kChecksumBlock - 1) / kChecksumBlock;
+  BATON_ASSIGN_OR_RETURN(launch.sums, state.Scratch<uint64_t>(blocks * kChecksumLanes));
+  XXH3_generateSecret_fromSeed(launch.secret, args.seed);
+  return launch;
+}
+
+absl::Status CopyBack(CudaState& state, void* to, const void* from, size_t bytes) {
+  BATON_RETURN_IF_ERROR(
+      CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, state.stream()),
+                 "copy of a checksum from the GPU"));
+  return CudaStatus(cudaStreamSynchronize(state.stream()), "checksum of pages");
+}
+
+// Of a message whose sums an earlier launch makes.
+absl::StatusOr<uint64_t> Checksum(CudaState& state, const PagesLaunch& launch, uint64_t seed) {
+  if (launch.bytes < kShortestChecksum) {
+    std::array<uint8_t, kShortestChecksum> message{};
+    const size_t bytes = static_cast<size_t>(launch.bytes);
+    BATON_RETURN_IF_ERROR(CopyBack(state, message.data(), launch.message, bytes));
+    return XXH3_64bits_withSeed(message.data(), bytes, seed);
+  }
+  BATON_ASSIGN_OR_RETURN(uint64_t* const on_gpu, state.Scratch<uint64_t>(1));
+  BATON_RETURN_IF_ERROR(
+      CudaStatus(LaunchPagesChecksum(launch, on_gpu, state.stream()), "pages_checksum"));
+  uint64_t checksum = 0;
+  BATON_RETURN_IF_ERROR(CopyBack(state, &checksum, on_gpu, sizeof(checksum)));
+  return checksum;
+}
+
+}  // namespace
+
+absl::Status PagesPack(Device& device, const PagesPackArgs& args) {
+  CudaState& state = CudaState::Begin(device);
+  if (args.message.bytes() == 0) {
+    *args.checksum = XXH3_64bits_withSeed(nullptr, 0, args.seed);
+    return absl::OkStatus();
+  }
+  BATON_ASSIGN_OR_RETURN(const PagesLaunch launch, Prepare(state, args));
+  const int blocks = kBlocksPerProcessor * state.processors();
+  BATON_RETURN_IF_ERROR(
+      CudaStatus(LaunchPagesGather(launch, blocks, state.stream()), "pages_gather"));
+  BATON_ASSIGN_OR_RETURN(*args.checksum, Checksum(state, launch, args.seed));
+  return absl::OkStatus();
+}
+
+absl::Status PagesUnpack(Device& device, const PagesUnpackArgs& args) {
+  CudaState& state = CudaState::Begin(device);
+  const int blocks = kBlocksPerProcessor * state.processors();
+  uint64_t checksum = XXH3_64bits_withSeed(nullptr, 0, args.seed);
+  PagesLaunch launch;
+  if (args.message.bytes() > 0) {
+    BATON_ASSIGN_OR_RETURN(launch, Prepare(state, args));
+    BATON_RETURN_IF_ERROR(
+        CudaStatus(LaunchPagesSums(launch, blocks, state.stream()), "pages_sums"));
+    BATON_ASSIGN_OR_RETURN(checksum, Checksum(state, launch, args.seed));
+  }
+  if (checksum != args.checksum) {
+    return absl::DataLossError(absl::StrCat("PagesUnpack: the message of ", args.message.bytes(),
+                                            " bytes has checksum ", absl::Hex(checksum),
+                                            ", expected ", absl::Hex(args.checksum)));
+  }
+  if (launch.bytes == 0) return absl::OkStatus();
+  return state.Finish(LaunchPagesScatter(launch, blocks, state.stream()), "pages_scatter");
+}
+
+}  // namespace baton::kernels::cuda
