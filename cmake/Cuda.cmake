@@ -20,7 +20,11 @@ endif()
 # The kernels of the CUDA backend: nvcc compiles them for GPUs (kernels/cuda), g++ for the emulation (tests/simt).
 set(BATON_CUDA_KERNELS
     ${CMAKE_SOURCE_DIR}/kernels/cuda/embed.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_f32.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/logits_mask.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/moe_combine.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/moe_gate.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/moe_permute.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/pages.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/quantize_fp8.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/rms_norm.cu
@@ -29,7 +33,9 @@ set(BATON_CUDA_KERNELS
 set(BATON_CUDA_HOST
     ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_device.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_attention.cc
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_linear.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_logits.cc
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_moe.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_pages.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_rows.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/unfinished.cc)

@@ -10,6 +10,8 @@
 
 namespace baton::kernels::cuda {
 
+BATON_DEVICE int Least(int a, int b) { return a < b ? a : b; }
+
 BATON_DEVICE float LoadElement(const Rows& rows, int64_t row, int64_t column) {
   const int64_t at = row * rows.stride + column;
   return rows.bf16 ? Bf16ToFloat(static_cast<const uint16_t*>(rows.data)[at])

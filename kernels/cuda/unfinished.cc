@@ -9,15 +9,10 @@ namespace baton::kernels::cuda {
     return absl::UnimplementedError("cuda has no " #Name); \
   }
 
-BATON_UNFINISHED(Linear)
 BATON_UNFINISHED(MlaPrefill)
 BATON_UNFINISHED(MlaAbsorbQ)
 BATON_UNFINISHED(MlaDecode)
 BATON_UNFINISHED(MlaExpandV)
-BATON_UNFINISHED(MoeGate)
-BATON_UNFINISHED(MoePermute)
-BATON_UNFINISHED(GroupedLinear)
-BATON_UNFINISHED(MoeCombine)
 BATON_UNFINISHED(Sample)
 
 }  // namespace baton::kernels::cuda

@@ -1,4 +1,5 @@
-// The emulated GPU: every test under kSeeds schedules, every other one with the race check.
+// The emulated GPU: every test under BATON_EMULATED_SCHEDULES (CMakeLists.txt) schedules, every
+// other one with the race check.
 
 #include <cuda_runtime_api.h>
 
@@ -9,7 +10,7 @@
 namespace baton::kernels {
 namespace {
 
-constexpr uint64_t kSeeds = 20;
+constexpr uint64_t kSeeds = BATON_EMULATED_SCHEDULES;
 
 }  // namespace
 

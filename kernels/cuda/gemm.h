@@ -1,0 +1,60 @@
+#ifndef BATON_KERNELS_CUDA_GEMM_H_
+#define BATON_KERNELS_CUDA_GEMM_H_
+
+// Products with weight matrices, out = x w^T, of one matrix or of one for each group of rows.
+// Linear, GroupedLinear, the heads' maps of MLA and the router's logits are all this.
+
+#include <cstdint>
+
+#include "kernels/cuda/launch_args.h"
+
+namespace baton::kernels::cuda {
+
+enum class GemmType : int32_t { kF32, kBf16, kE4M3 };
+
+enum class GemmEpilogue : int32_t { kNone, kSiluMul, kAdd };  // as Epilogue in ops.h
+
+struct GemmWeight {
+  const void* data = nullptr;     // [n, k], rows `stride` apart
+  const float* scales = nullptr;  // kE4M3: [blocks of n, blocks of k]
+  int64_t stride = 0;             // elements
+  int32_t first_row = 0;          // as Weight::first_row
+};
+
+struct GemmLaunch {
+  Rows x;                              // [.., k]
+  const int32_t* row_index = nullptr;  // row of x for each row of out; null: the same row
+  const int32_t* offsets = nullptr;    // [groups + 1]: rows of each group; null: one group of all
+  const GemmWeight* table = nullptr;   // device memory, with offsets: w of each group, then, for
+                                       // kSiluMul, w2 of each
+  GemmWeight w, w2;                    // without a table
+  Rows out;                            // [rows, n]
+  int groups = 1;
+  int rows = 0;  // > 0: of out; those at and behind offsets[groups] are not written
+  int n = 0;     // > 0
+  int k = 0;
+  int block_n = 1, block_k = 64;  // of kE4M3
+  GemmType type = GemmType::kBf16;
+  GemmEpilogue epilogue = GemmEpilogue::kNone;
+  // The same product `batch` times; from one to the next x and out move by columns, w by rows.
+  int batch = 1;
+  int64_t x_step = 0, w_step = 0, out_step = 0;
+  int64_t w_begin = 0;  // row of w where the first begins
+};
+
+// Multiply-adds of F32 values, for any type of x and w.
+cudaError_t LaunchGemmF32(const GemmLaunch& args, cudaStream_t stream);
+
+// Part of a table of weights, small enough to be a kernel's argument: unlike a copy from the host's
+// memory it can be recorded in a graph.
+struct GemmTableLaunch {
+  static constexpr int kMost = 120;
+  GemmWeight weights[kMost];
+  GemmWeight* table = nullptr;  // where weights[0] goes
+  int count = 0;                // > 0
+};
+cudaError_t LaunchGemmTable(const GemmTableLaunch& args, cudaStream_t stream);
+
+}  // namespace baton::kernels::cuda
+
+#endif  // BATON_KERNELS_CUDA_GEMM_H_
