@@ -11,7 +11,6 @@ namespace baton::kernels::cuda {
 
 BATON_UNFINISHED(MlaPrefill)
 BATON_UNFINISHED(MlaAbsorbQ)
-BATON_UNFINISHED(MlaDecode)
 BATON_UNFINISHED(MlaExpandV)
 BATON_UNFINISHED(Sample)
 
