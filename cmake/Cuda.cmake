@@ -30,6 +30,7 @@ set(BATON_CUDA_KERNELS
     ${CMAKE_SOURCE_DIR}/kernels/cuda/pages.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/quantize_fp8.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/rms_norm.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/sum_terms.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/rope_and_page.cu)
 # Its host side.
 set(BATON_CUDA_HOST
@@ -41,6 +42,12 @@ set(BATON_CUDA_HOST
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_pages.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_rows.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/unfinished.cc)
+
+# Collectives and hand-off between GPUs.
+set(BATON_NCCL_SOURCES
+    ${CMAKE_SOURCE_DIR}/transport/nccl/cuda_buffers.cc
+    ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_exchange.cc
+    ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_group.cc)
 
 # baton_emulate_cuda(TARGET a.cu ...)
 # Compiles .cu files as C++ against tests/simt, into a target of the calling folder. -fsanitize=thread makes the compiler

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/simt/memory.h"
 #include "tests/simt/nccl_comm.h"
 #include "tests/simt/stream.h"
 #include "tests/simt/touch.h"
@@ -266,6 +267,10 @@ ncclResult_t Add(const Call& call) {
   }
   if (call.stream == nullptr) return Refuse("a call on the default stream");
   if (DTypeBytes(call.dtype) == 0) return Refuse("an unknown data type");
+  for (const void* buffer : {call.send, static_cast<const void*>(call.recv)}) {
+    if (buffer == nullptr || call.bytes == 0 || Memory::Get().Contains(buffer)) continue;
+    return Refuse("a buffer in the host's pageable memory");
+  }
   for (const Call& other : group.calls) {
     if (other.comm == call.comm && other.stream != call.stream) {
       return Refuse("calls of one group and communicator on two streams");

@@ -8,11 +8,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/clock.h"
+#include "transport/group/buffer_ops.h"
 #include "transport/group/group_state.h"
 
 namespace baton::transport {
@@ -82,6 +84,9 @@ class Exchange {
   virtual void MoveOn() = 0;
 
   virtual GroupState& state() = 0;
+
+  // Once: what works on buffers of the kind that Run takes. Does not outlive the exchange.
+  virtual std::unique_ptr<BufferOps> TakeBuffers() { return MakeHostBuffers(); }
 };
 
 // The failures that Run can find, as one rank (`state`'s) sees them.

@@ -1,9 +1,6 @@
 #include "transport/group/exchange_collectives.h"
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
-#include <cstring>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -16,58 +13,19 @@ namespace {
 
 // Up to so many bytes everybody sends everything to everybody: one exchange is cheaper than two.
 constexpr size_t kSmallReduceBytes = 8192;
-// Sums are made in blocks whose accumulators stay in the first cache level.
-constexpr size_t kBlockElements = 1024;
 // Slices end at multiples of it, so that ranks do not share cache lines of `data`.
 constexpr size_t kSliceAlignBytes = 64;
-
-float WidenBF16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
-
-// To nearest, ties to even; NaN stays NaN.
-uint16_t NarrowBF16(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  if (std::isnan(value)) return static_cast<uint16_t>((bits >> 16) | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-// Adds up `terms` (first to last, in float32) into `out`, which may be one of them.
-void SumF32(std::span<const std::byte* const> terms, std::byte* out, size_t elements) {
-  float sum[kBlockElements], term[kBlockElements];
-  for (size_t at = 0; at < elements; at += kBlockElements) {
-    const size_t count = std::min(kBlockElements, elements - at);
-    std::memcpy(sum, terms[0] + at * 4, count * 4);
-    for (const std::byte* next : terms.subspan(1)) {
-      std::memcpy(term, next + at * 4, count * 4);
-      for (size_t i = 0; i < count; ++i) sum[i] += term[i];
-    }
-    std::memcpy(out + at * 4, sum, count * 4);
-  }
-}
-
-void SumBF16(std::span<const std::byte* const> terms, std::byte* out, size_t elements) {
-  float sum[kBlockElements];
-  uint16_t term[kBlockElements];
-  for (size_t at = 0; at < elements; at += kBlockElements) {
-    const size_t count = std::min(kBlockElements, elements - at);
-    std::memcpy(term, terms[0] + at * 2, count * 2);
-    for (size_t i = 0; i < count; ++i) sum[i] = WidenBF16(term[i]);
-    for (const std::byte* next : terms.subspan(1)) {
-      std::memcpy(term, next + at * 2, count * 2);
-      for (size_t i = 0; i < count; ++i) sum[i] += WidenBF16(term[i]);
-    }
-    for (size_t i = 0; i < count; ++i) term[i] = NarrowBF16(sum[i]);
-    std::memcpy(out + at * 2, term, count * 2);
-  }
-}
 
 class ExchangeCollectives final : public Collectives {
  public:
   ExchangeCollectives(const GroupOptions& options, uint64_t generation,
-                      std::unique_ptr<Exchange> exchange, std::shared_ptr<Clock> clock)
+                      std::unique_ptr<Exchange> exchange, std::unique_ptr<BufferOps> buffers,
+                      std::shared_ptr<Clock> clock)
       : options_(options),
         clock_(std::move(clock)),
         generation_(generation),
         exchange_(std::move(exchange)),
+        buffers_(std::move(buffers)),
         send_(static_cast<size_t>(options.world_size)),
         recv_(static_cast<size_t>(options.world_size)) {
     for (int rank = 0; rank < options.world_size; ++rank) {
@@ -126,24 +84,32 @@ class ExchangeCollectives final : public Collectives {
   absl::Status ReduceSmall(std::span<std::byte> data, const CallShape& shape,
                            const CallLimit& limit);
   absl::Status ReducePart(std::span<std::byte> part, CallShape shape, const CallLimit& limit);
-  void Sum(const CallShape& shape, std::span<const std::byte* const> terms, std::byte* out,
-           size_t bytes) const {
-    if (shape.kind == CallKind::kAllReduceF32) return SumF32(terms, out, bytes / 4);
-    SumBF16(terms, out, bytes / 2);
+  absl::Status Sum(const CallShape& shape, std::span<const std::byte* const> terms,
+                   std::span<std::byte> out) {
+    const ReduceType type =
+        shape.kind == CallKind::kAllReduceF32 ? ReduceType::kF32 : ReduceType::kBF16;
+    return Local(buffers_->Sum(type, terms, out));
   }
-  std::span<std::byte> Scratch(size_t bytes) {
-    if (scratch_.size() < bytes) scratch_.resize(bytes);
-    return std::span(scratch_).first(bytes);
+  // What this rank alone has failed at: the others must not wait for it.
+  absl::Status Local(const absl::Status& status) {
+    if (!status.ok()) AbortAfter(status, exchange_->state().entered());
+    return status;
+  }
+  // At most reduce_part_bytes, and kSmallReduceBytes for each rank.
+  absl::StatusOr<std::span<std::byte>> Scratch(size_t bytes) {
+    absl::StatusOr<std::span<std::byte>> scratch = buffers_->Scratch(bytes);
+    if (!scratch.ok()) return Local(scratch.status());
+    return scratch;
   }
 
   const GroupOptions options_;
   const std::shared_ptr<Clock> clock_;
   const uint64_t generation_;
   const std::unique_ptr<Exchange> exchange_;
+  const std::unique_ptr<BufferOps> buffers_;
   std::vector<int> present_;
   std::vector<SendSpan> send_;  // of the exchange at hand, by rank
   std::vector<RecvSpan> recv_;
-  std::vector<std::byte> scratch_;  // at most reduce_part_bytes, and kSmallReduceBytes per rank
 };
 
 absl::Status ExchangeCollectives::AllReduceSum(std::span<std::byte> data, ReduceType type,
@@ -169,7 +135,7 @@ absl::Status ExchangeCollectives::AllReduceSum(std::span<std::byte> data, Reduce
 
 absl::Status ExchangeCollectives::ReduceSmall(std::span<std::byte> data, const CallShape& shape,
                                               const CallLimit& limit) {
-  const std::span<std::byte> theirs = Scratch(data.size() * present_.size());
+  BATON_ASSIGN_OR_RETURN(const std::span<std::byte> theirs, Scratch(data.size() * present_.size()));
   std::vector<const std::byte*> terms;
   Clear();
   for (size_t i = 0; i < present_.size(); ++i) {
@@ -183,8 +149,7 @@ absl::Status ExchangeCollectives::ReduceSmall(std::span<std::byte> data, const C
     terms.push_back(recv_[rank].data());
   }
   BATON_RETURN_IF_ERROR(Run(shape, limit));
-  Sum(shape, terms, data.data(), data.size());
-  return absl::OkStatus();
+  return Sum(shape, terms, data);
 }
 
 // Slice i of `part` is added up by the i-th present rank.
@@ -200,7 +165,7 @@ absl::Status ExchangeCollectives::ReducePart(std::span<std::byte> part, CallShap
   const size_t self = static_cast<size_t>(
       std::find(present_.begin(), present_.end(), options_.rank) - present_.begin());
   const std::span<std::byte> mine = slice(self);
-  const std::span<std::byte> theirs = Scratch(mine.size() * present_.size());
+  BATON_ASSIGN_OR_RETURN(const std::span<std::byte> theirs, Scratch(mine.size() * present_.size()));
   std::vector<const std::byte*> terms;
   Clear();
   for (size_t i = 0; i < present_.size(); ++i) {
@@ -215,7 +180,7 @@ absl::Status ExchangeCollectives::ReducePart(std::span<std::byte> part, CallShap
   }
   shape.part = 1;
   BATON_RETURN_IF_ERROR(Run(shape, limit));
-  Sum(shape, terms, mine.data(), mine.size());
+  BATON_RETURN_IF_ERROR(Sum(shape, terms, mine));
   Clear();
   for (size_t i = 0; i < present_.size(); ++i) {
     if (i == self) continue;
@@ -238,12 +203,12 @@ absl::Status ExchangeCollectives::AllGather(std::span<const std::byte> mine,
   for (size_t rank = 0; rank < send_.size(); ++rank) {
     const std::span<std::byte> slot = all.subspan(rank * mine.size(), mine.size());
     if (static_cast<int>(rank) == options_.rank) {
-      std::copy(mine.begin(), mine.end(), slot.begin());
+      BATON_RETURN_IF_ERROR(Local(buffers_->Copy(slot, mine)));
     } else if (is_present(static_cast<int>(rank))) {
       send_[rank] = mine;
       recv_[rank] = slot;
     } else {
-      std::fill(slot.begin(), slot.end(), std::byte{0});
+      BATON_RETURN_IF_ERROR(Local(buffers_->Zero(slot)));
     }
   }
   return Run({.kind = CallKind::kAllGather, .bytes = mine.size()}, Limit(timeout));
@@ -297,7 +262,7 @@ absl::Status ExchangeCollectives::AllToAllV(std::span<const std::byte> send,
     send_[rank] = to;
     recv_[rank] = from;
   }
-  std::copy(send_[self].begin(), send_[self].end(), recv_[self].begin());
+  BATON_RETURN_IF_ERROR(Local(buffers_->Copy(recv_[self], send_[self])));
   return Run({.kind = CallKind::kAllToAllV}, Limit(timeout));
 }
 
@@ -307,8 +272,9 @@ std::unique_ptr<Collectives> MakeExchangeCollectives(const GroupOptions& options
                                                      uint64_t generation,
                                                      std::unique_ptr<Exchange> exchange,
                                                      std::shared_ptr<Clock> clock) {
+  std::unique_ptr<BufferOps> buffers = exchange->TakeBuffers();
   return std::make_unique<ExchangeCollectives>(options, generation, std::move(exchange),
-                                               std::move(clock));
+                                               std::move(buffers), std::move(clock));
 }
 
 }  // namespace baton::transport

@@ -68,7 +68,7 @@ absl::StatusOr<std::string> UcxExchange::Address() const {
   return out;
 }
 
-absl::Status UcxExchange::Connect(int rank, Formed formed) {
+absl::Status UcxExchange::Connect(int rank, Formed formed, Tick) {
   key_ = formed.key;
   state_ = std::make_shared<GroupState>(rank, formed.names);
   BATON_ASSIGN_OR_RETURN(control_, GroupControl::Start(state_, std::move(formed.sockets), clock_));

@@ -20,22 +20,20 @@
 #include "absl/status/statusor.h"
 #include "base/clock.h"
 #include "transport/group/control.h"
-#include "transport/group/exchange.h"
-#include "transport/group/formation.h"
+#include "transport/group/tcp_rendezvous.h"
 #include "transport/ucx/ucx_library.h"
 
 namespace baton::transport {
 
-class UcxExchange final : public Exchange {
+class UcxExchange final : public FormedExchange {
  public:
   static absl::StatusOr<std::unique_ptr<UcxExchange>> Create(const UcxOptions& options,
                                                              std::shared_ptr<Clock> clock);
   ~UcxExchange() override;
 
-  // Where peers send to: what the formation carries as data_address.
-  absl::StatusOr<std::string> Address() const;
-  // Once, with what the ranks have formed. The connections are made by the first call.
-  absl::Status Connect(int rank, Formed formed);
+  absl::StatusOr<std::string> Address() const override;
+  // The connections are made by the first call.
+  absl::Status Connect(int rank, Formed formed, Tick deadline) override;
 
   absl::Status Run(const CallShape& shape, std::span<const SendSpan> send,
                    std::span<const RecvSpan> recv, const CallLimit& limit) override;

@@ -1,0 +1,37 @@
+#ifndef BATON_TRANSPORT_NCCL_NCCL_GROUP_H_
+#define BATON_TRANSPORT_NCCL_NCCL_GROUP_H_
+
+// Groups of processes (group/tcp_rendezvous.h) whose buffers lie in GPUs' memory and travel by
+// NCCL. A Collectives of such a group takes memory of its rank's GPU; a call is ordered behind what
+// the stream was given before, and its results are there when it returns.
+
+#include <cuda_runtime_api.h>
+
+#include <functional>
+#include <memory>
+#include <span>
+
+#include "absl/status/statusor.h"
+#include "base/clock.h"
+#include "transport/ucx/ucx_group.h"
+
+namespace baton::transport {
+
+// Enqueues BufferOps::Sum on the stream: kernels are not this folder's.
+using SumOnGpu = std::function<cudaError_t(ReduceType type, std::span<const std::byte* const> terms,
+                                           std::span<std::byte> out, cudaStream_t stream)>;
+
+struct NcclGroupOptions {
+  // How the ranks' hosts find each other and agree on calls.
+  UcxGroupOptions hosts;
+  int gpu = 0;                    // of this rank
+  cudaStream_t stream = nullptr;  // that its ops run on; outlives the groups
+  SumOnGpu sum;
+};
+
+absl::StatusOr<std::unique_ptr<TcpRendezvous>> CreateNcclRendezvous(const NcclGroupOptions& options,
+                                                                    std::shared_ptr<Clock> clock);
+
+}  // namespace baton::transport
+
+#endif  // BATON_TRANSPORT_NCCL_NCCL_GROUP_H_
