@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/free_port.h"
 #include "tests/sanitized.h"
 
 namespace baton::e2e {
@@ -74,9 +75,6 @@ template <typename Done>
 bool Eventually(double seconds, Done done);
 
 void PauseMillis(int millis);
-
-// One that nobody listens on at the moment, on 127.0.0.1, and that nobody gets by chance.
-int FreePort();
 
 template <typename Done>
 bool Eventually(double seconds, Done done) {

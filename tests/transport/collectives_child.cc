@@ -1,4 +1,5 @@
-// One rank of ucx_group_process_slow_test, and of transport_bench's groups.
+// One rank of ucx_group_process_slow_test, nccl_group_process_slow_test, and of transport_bench's
+// groups.
 //
 //   collectives_child MODE TLS RANKS RANK ADDRESSES SECONDS_TO_JOIN [SEED]
 //
@@ -20,9 +21,9 @@
 #include <vector>
 
 #include "base/check.h"
+#include "tests/transport/child_rendezvous.h"
 #include "tests/transport/collectives_bench.h"
 #include "tests/transport/literal_collectives.h"
-#include "transport/ucx/ucx_group.h"
 
 namespace baton::transport {
 namespace {
@@ -87,7 +88,7 @@ int Main(int argc, char** argv) {
   ucx.addresses = Split(argv[5]);
   const std::string& own = ucx.addresses[static_cast<size_t>(options.rank)];
   ucx.listen_port = static_cast<uint16_t>(std::stoi(own.substr(own.rfind(':') + 1)));
-  auto rendezvous = CreateUcxRendezvous(ucx, std::make_shared<MonotonicClock>()).value();
+  const std::unique_ptr<Rendezvous> rendezvous = MakeChildRendezvous(ucx);
   if (mode == "loop") {
     Loop(rendezvous.get(), options);
     return 0;
