@@ -52,10 +52,11 @@ absl::Status CopyIndices(kernels::Device& device, const std::vector<T>& values,
 
 }  // namespace
 
-Decoder::Decoder(kernels::Device& device, const LoadedModel& model, KvCache& cache,
-                 const DecoderOptions& options)
+Decoder::Decoder(kernels::Device& device, const LoadedModel& model, const Weights& weights,
+                 KvCache& cache, const DecoderOptions& options)
     : device_(device),
       model_(model),
+      weights_(weights),
       cache_(cache),
       options_(options),
       plan_limits_(
@@ -66,7 +67,8 @@ Decoder::Decoder(kernels::Device& device, const LoadedModel& model, KvCache& cac
            .vocab_size = model.config.vocab_size}) {}
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device,
-                                                         const LoadedModel& model, KvCache& cache,
+                                                         const LoadedModel& model,
+                                                         const Weights& weights, KvCache& cache,
                                                          const DecoderOptions& options) {
   const ModelConfig& config = model.config;
   if (options.group.tensor() && options.group.ranks() > config.heads) {
@@ -74,7 +76,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device
         "a tensor-parallel group of ", options.group.ranks(), " ranks cannot split the ",
         config.heads, " heads of ", model.name, "; use at most that many ranks"));
   }
-  std::unique_ptr<Decoder> decoder(new Decoder(device, model, cache, options));
+  std::unique_ptr<Decoder> decoder(new Decoder(device, model, weights, cache, options));
   const int32_t positions = decoder->plan_limits_.max_positions;
   const PassLimits limits = LimitsOf(config, options, positions, cache.page_tokens());
   int64_t bytes = 0;
@@ -121,7 +123,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device
 absl::Status Decoder::InstallExperts(const scheduler::ActiveExperts& active) {
   BATON_CHECK(!options_.group.solo());
   BATON_ASSIGN_OR_RETURN(tables_,
-                         ExpertTables::Create(device_, model_.config, model_.weights, active,
+                         ExpertTables::Create(device_, model_.config, weights_, active,
                                               options_.group.ranks(), options_.group.rank()));
   return absl::OkStatus();
 }
@@ -231,8 +233,8 @@ absl::Status Decoder::RunPlan(const scheduler::BatchPlan& plan, LayerObserver* o
     const Part& part = parts_[static_cast<size_t>(p)];
     PassContext& pass = passes.emplace_back(ContextOf(part));
     BATON_RETURN_IF_ERROR(Upload(part, pass.batch));
-    BATON_RETURN_IF_ERROR(Embed(
-        device_, {.ids = part.a.own_ids, .table = model_.weights.embed, .out = part.a.hidden}));
+    BATON_RETURN_IF_ERROR(
+        Embed(device_, {.ids = part.a.own_ids, .table = weights_.embed, .out = part.a.hidden}));
   }
   finished_ = activations_.ForRows(rows_, own_).hidden;
   BATON_RETURN_IF_ERROR(RunLayers(passes, observer));
@@ -246,7 +248,7 @@ absl::Status Decoder::RunPlan(const scheduler::BatchPlan& plan, LayerObserver* o
 absl::Status Decoder::RunLayers(std::span<const PassContext> passes, LayerObserver* observer) {
   const ModelConfig& config = model_.config;
   for (int32_t i = 0; i < config.layers; ++i) {
-    const LayerWeights& layer = model_.weights.layers[i];
+    const LayerWeights& layer = weights_.layers[i];
     const bool stop = i + 1 == config.layers && !AllRowsFinish();
     for (size_t p = 0; p < passes.size(); ++p) {
       const PassContext& pass = passes[p];
@@ -279,7 +281,7 @@ bool Decoder::ExchangesRows(int32_t layer) const {
 
 // From the queries to the rows on their way to their experts, or, where none travel, to the end.
 absl::Status Decoder::AttendAndBegin(const PassContext& pass, int32_t i, ExpertExchange* exchange) {
-  const LayerWeights& layer = model_.weights.layers[i];
+  const LayerWeights& layer = weights_.layers[i];
   BATON_RETURN_IF_ERROR(Attend(pass, layer.attention, cache_.pages(i)));
   BATON_RETURN_IF_ERROR(RmsNorm(device_, {.x = pass.a.hidden,
                                           .weight = layer.post_attn_norm,
@@ -322,7 +324,7 @@ void Decoder::TakeChoices(std::span<int32_t> counts) {
 // the last one of its slice.
 absl::Status Decoder::FinishLastLayerOf(const scheduler::BatchPlan& plan, int32_t parts) {
   const int32_t last = model_.config.layers - 1;
-  const LayerWeights& layer = model_.weights.layers[last];
+  const LayerWeights& layer = weights_.layers[last];
   picked_plan_.form = plan.form;
   picked_plan_.slices.clear();
   for (const scheduler::SequenceSlice& slice : plan.slices) {
@@ -376,7 +378,7 @@ absl::Status Decoder::NormHeadRows(std::span<const int32_t> rows) {
     int64_t end = begin + 1;
     while (end < count && at[end] == at[end - 1] + 1) ++end;
     BATON_RETURN_IF_ERROR(RmsNorm(device_, {.x = finished_.Slice(0, at[begin], at[end - 1] + 1),
-                                            .weight = model_.weights.norm,
+                                            .weight = weights_.norm,
                                             .out = activations_.head_in.Slice(0, begin, end),
                                             .eps = model_.config.rms_norm_eps}));
     begin = end;
@@ -413,14 +415,14 @@ absl::StatusOr<TensorView> Decoder::Logits(std::span<const int32_t> rows) {
     BATON_RETURN_IF_ERROR(SendHeadRows(rows));
     if (options_.group.rank() != 0) return TensorView{};
     BATON_RETURN_IF_ERROR(RmsNorm(device_, {.x = activations_.head_rows.Slice(0, 0, count),
-                                            .weight = model_.weights.norm,
+                                            .weight = weights_.norm,
                                             .out = head_in,
                                             .eps = model_.config.rms_norm_eps}));
   } else {
     BATON_RETURN_IF_ERROR(NormHeadRows(rows));
   }
   const TensorView logits = activations_.logits.Slice(0, 0, count);
-  BATON_RETURN_IF_ERROR(Linear(device_, {.x = head_in, .w = model_.weights.head, .out = logits}));
+  BATON_RETURN_IF_ERROR(Linear(device_, {.x = head_in, .w = weights_.head, .out = logits}));
   return logits;
 }
 

@@ -48,7 +48,8 @@ class Decoder {
   static constexpr int32_t kMaxParts = 2;
 
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(kernels::Device& device,
-                                                         const LoadedModel& model, KvCache& cache,
+                                                         const LoadedModel& model,
+                                                         const Weights& weights, KvCache& cache,
                                                          const DecoderOptions& options);
 
   // Where the experts lie from the next pass on; in order until the first call. The same on all
@@ -83,7 +84,7 @@ class Decoder {
   kernels::TensorView logit_mask() const { return activations_.logit_mask; }
 
  private:
-  Decoder(kernels::Device& device, const LoadedModel& model, KvCache& cache,
+  Decoder(kernels::Device& device, const LoadedModel& model, const Weights& weights, KvCache& cache,
           const DecoderOptions& options);
   // Rows that go through the layers together.
   struct Part {
@@ -110,6 +111,7 @@ class Decoder {
 
   kernels::Device& device_;
   const LoadedModel& model_;
+  const Weights& weights_;  // the model's, where the device can read them
   KvCache& cache_;
   const DecoderOptions options_;
   const PlanLimits plan_limits_;

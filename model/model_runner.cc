@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status_macros.h"
+#include "model/device_weights.h"
 #include "model/expert_host.h"
 #include "model/expert_prefetch.h"
 #include "model/expert_tables.h"
@@ -63,10 +64,11 @@ static_assert(std::has_unique_object_representations_v<StepHeader>);
 class ModelRunner final : public Runner, public ExpertHost {
  public:
   ModelRunner(std::shared_ptr<const LoadedModel> model, std::unique_ptr<kernels::Device> device,
-              std::unique_ptr<KvCache> cache, std::unique_ptr<Decoder> decoder,
-              const RankGroup& group)
+              std::unique_ptr<const DeviceWeights> weights, std::unique_ptr<KvCache> cache,
+              std::unique_ptr<Decoder> decoder, const RankGroup& group)
       : model_(std::move(model)),
         device_(std::move(device)),
+        weights_(std::move(weights)),
         cache_(std::move(cache)),
         decoder_(std::move(decoder)),
         sampler_(*device_, model_->config.vocab_size, model_->generation.eos_token_ids),
@@ -248,6 +250,7 @@ class ModelRunner final : public Runner, public ExpertHost {
   // In the order of what outlives what.
   const std::shared_ptr<const LoadedModel> model_;
   const std::unique_ptr<kernels::Device> device_;
+  const std::unique_ptr<const DeviceWeights> weights_;
   const std::unique_ptr<KvCache> cache_;
   const std::unique_ptr<Decoder> decoder_;
   Sampler sampler_;
@@ -275,20 +278,22 @@ absl::StatusOr<std::unique_ptr<Runner>> CreateRunner(std::shared_ptr<const Loade
   BATON_RETURN_IF_ERROR(CheckOptions(options));
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device,
                          kernels::CreateDevice(options.device));
+  std::unique_ptr<const DeviceWeights> weights;  // where the device cannot read the mapped files
   if (!device->host_memory()) {
-    return absl::FailedPreconditionError(
-        "weights are used where the files are mapped, which this backend cannot read; use the cpu "
-        "backend");
+    BATON_ASSIGN_OR_RETURN(weights,
+                           DeviceWeights::Upload(*device, model->weights, options.upload_progress));
   }
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<KvCache> cache,
                          KvCache::Create(*device, model->config,
                                          {.format = options.kv_format,
                                           .page_tokens = options.page_tokens,
                                           .total_pages = options.total_pages}));
-  BATON_ASSIGN_OR_RETURN(std::unique_ptr<Decoder> decoder,
-                         Decoder::Create(*device, *model, *cache, DecoderOptionsFor(options)));
-  return std::make_unique<ModelRunner>(std::move(model), std::move(device), std::move(cache),
-                                       std::move(decoder), options.group);
+  BATON_ASSIGN_OR_RETURN(
+      std::unique_ptr<Decoder> decoder,
+      Decoder::Create(*device, *model, weights ? weights->weights() : model->weights, *cache,
+                      DecoderOptionsFor(options)));
+  return std::make_unique<ModelRunner>(std::move(model), std::move(device), std::move(weights),
+                                       std::move(cache), std::move(decoder), options.group);
 }
 
 }  // namespace baton::model

@@ -4,6 +4,7 @@
 // The Runner (model/runner.h) that executes a loaded model on one device.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "absl/status/statusor.h"
@@ -24,6 +25,8 @@ struct RunnerOptions {
   int32_t total_pages =
       256;  // >= 1; page ids 0 .. total_pages - 1 (all layers of one id count as one page)
   int32_t max_batch_rows = 512;  // 1..65536; rows of one BatchPlan at most
+  // Of copying the weights to a device that cannot read the mapped files.
+  std::function<void(int64_t done_bytes, int64_t total_bytes)> upload_progress;
   RankGroup group;  // its collectives outlive the runner; all ranks make the same calls of Run
 };
 

@@ -31,14 +31,20 @@ std::shared_ptr<const LoadedModel> LoadTestModel(const std::string& name) {
   return ValueOrDie(LoadModel(TestModelDirectory(name)));
 }
 
-ModelHarness::ModelHarness(std::shared_ptr<const LoadedModel> model, const RunnerOptions& options)
+ModelHarness::ModelHarness(std::shared_ptr<const LoadedModel> model, const RunnerOptions& options,
+                           bool uploads)
     : model_(std::move(model)) {
   device_ = ValueOrDie(kernels::CreateDevice(options.device));
+  if (uploads || !device_->host_memory()) {
+    uploaded_ = ValueOrDie(DeviceWeights::Upload(*device_, model_->weights, {}));
+  }
+  const Weights& weights = uploaded_ ? uploaded_->weights() : model_->weights;
   cache_ = ValueOrDie(KvCache::Create(*device_, model_->config,
                                       {.format = options.kv_format,
                                        .page_tokens = options.page_tokens,
                                        .total_pages = options.total_pages}));
-  decoder_ = ValueOrDie(Decoder::Create(*device_, *model_, *cache_, DecoderOptionsFor(options)));
+  decoder_ =
+      ValueOrDie(Decoder::Create(*device_, *model_, weights, *cache_, DecoderOptionsFor(options)));
 }
 
 std::vector<LogitRow> ModelHarness::Forward(scheduler::Form form,
@@ -80,8 +86,10 @@ std::vector<LogitRow> ModelHarness::Run(scheduler::Form form, const std::vector<
         ValueOrDie(decoder_->Logits(all.subspan(begin, std::min(group, all.size() - begin))));
     if (logits.absent()) continue;  // rank 0 of the group has them
     for (int64_t i = 0; i < logits.dim(0); ++i) {
-      const float* row = logits.row<const float>(i);
-      rows.emplace_back(row, row + logits.dim(1));
+      LogitRow& row = rows.emplace_back(static_cast<size_t>(logits.dim(1)));
+      const absl::Status copied =
+          device_->CopyToHost(row.data(), logits.row<const float>(i), row.size() * sizeof(float));
+      BATON_CHECK_MSG(copied.ok(), copied.ToString());
     }
   }
   return rows;

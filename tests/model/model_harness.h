@@ -11,6 +11,7 @@
 
 #include "kernels/backend.h"
 #include "model/decoder.h"
+#include "model/device_weights.h"
 #include "model/loaded_model.h"
 #include "model/model_runner.h"
 
@@ -42,7 +43,9 @@ struct TestSlice {
 
 class ModelHarness {
  public:
-  ModelHarness(std::shared_ptr<const LoadedModel> model, const RunnerOptions& options);
+  // With `uploads` the weights are copied also to a device that could read the mapped files.
+  ModelHarness(std::shared_ptr<const LoadedModel> model, const RunnerOptions& options,
+               bool uploads = false);
 
   // Runs one pass and returns the logits of all its rows, slice after slice; none where another
   // rank of the group gets them. Dies on an error.
@@ -66,6 +69,7 @@ class ModelHarness {
 
   std::shared_ptr<const LoadedModel> model_;
   std::unique_ptr<kernels::Device> device_;
+  std::unique_ptr<const DeviceWeights> uploaded_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Decoder> decoder_;
   uint64_t step_ = 0;

@@ -1,0 +1,112 @@
+#include "model/device_weights.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+
+namespace baton::model {
+namespace {
+
+using kernels::TensorView;
+
+constexpr int64_t kAlignment = 256;
+// A large tensor goes in pieces, so that progress is seen.
+constexpr int64_t kPieceBytes = int64_t{64} << 20;
+
+void Append(kernels::Weight& weight, std::vector<TensorView*>* views) {
+  views->push_back(&weight.w);
+  views->push_back(&weight.scales);
+}
+
+void Append(MlpWeights& mlp, std::vector<TensorView*>* views) {
+  Append(mlp.gate, views);
+  Append(mlp.up, views);
+  Append(mlp.down, views);
+}
+
+// Every view that is there, in the order of the forward pass.
+std::vector<TensorView*> ViewsOf(Weights& weights) {
+  std::vector<TensorView*> views = {&weights.embed};
+  for (LayerWeights& layer : weights.layers) {
+    AttentionWeights& a = layer.attention;
+    views.insert(views.end(), {&layer.input_norm, &layer.post_attn_norm, &a.q_a_norm, &a.kv_a_norm,
+                               &layer.moe.gate, &layer.moe.bias});
+    for (kernels::Weight* weight : {&a.q, &a.q_a, &a.q_b, &a.kv_a, &a.kv_b, &a.o}) {
+      Append(*weight, &views);
+    }
+    Append(layer.mlp, &views);
+    Append(layer.moe.shared, &views);
+    for (auto* experts : {&layer.moe.expert_gate, &layer.moe.expert_up, &layer.moe.expert_down}) {
+      for (kernels::Weight& weight : *experts) Append(weight, &views);
+    }
+  }
+  views.push_back(&weights.norm);
+  Append(weights.head, &views);
+  std::erase_if(views, [](const TensorView* view) { return view->absent(); });
+  return views;
+}
+
+// A checkpoint's tensors have no gaps.
+int64_t BytesOf(const TensorView& view) {
+  return view.elements() * static_cast<int64_t>(kernels::DTypeBytes(view.dtype));
+}
+
+int64_t RoomOf(const TensorView& view) {
+  return (BytesOf(view) + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+// Everything but what owns memory.
+Weights CopyOf(const Weights& weights) {
+  Weights copy;
+  copy.embed = weights.embed;
+  copy.layers = weights.layers;
+  copy.norm = weights.norm;
+  copy.head = weights.head;
+  copy.mtp_layers = weights.mtp_layers;
+  return copy;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<const DeviceWeights>> DeviceWeights::Upload(
+    kernels::Device& device, const Weights& weights, const Progress& progress) {
+  std::unique_ptr<DeviceWeights> out(new DeviceWeights);
+  out->weights_ = CopyOf(weights);
+  const std::vector<TensorView*> views = ViewsOf(out->weights_);
+  int64_t room = 0, total = 0, done = 0;
+  for (const TensorView* view : views) {
+    room += RoomOf(*view);
+    total += BytesOf(*view);
+  }
+  absl::StatusOr<kernels::DeviceBuffer> buffer = device.Allocate(static_cast<size_t>(room));
+  if (!buffer.ok()) {
+    return absl::Status(
+        buffer.status().code(),
+        absl::StrCat("the model's weights take ", room, " bytes: ", buffer.status().message(),
+                     "; use more ranks or a device with more memory"));
+  }
+  out->buffer_ = *std::move(buffer);
+  uint8_t* to = static_cast<uint8_t*>(out->buffer_.data());
+  int64_t told = 0;
+  for (TensorView* view : views) {
+    const uint8_t* from = static_cast<const uint8_t*>(view->data);
+    const int64_t bytes = BytesOf(*view);
+    for (int64_t at = 0; at < bytes; at += kPieceBytes) {
+      const int64_t piece = std::min(kPieceBytes, bytes - at);
+      BATON_RETURN_IF_ERROR(device.CopyToDevice(to + at, from + at, static_cast<size_t>(piece)));
+      done += piece;
+      if (progress && (done == total || done - told >= total / 100)) {
+        progress(done, total);
+        told = done;
+      }
+    }
+    view->data = to;
+    to += RoomOf(*view);
+  }
+  return out;
+}
+
+}  // namespace baton::model
