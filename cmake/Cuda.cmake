@@ -31,7 +31,8 @@ set(BATON_CUDA_KERNELS
     ${CMAKE_SOURCE_DIR}/kernels/cuda/quantize_fp8.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/rms_norm.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/sum_terms.cu
-    ${CMAKE_SOURCE_DIR}/kernels/cuda/rope_and_page.cu)
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/rope_and_page.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/sample.cu)
 # Its host side.
 set(BATON_CUDA_HOST
     ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_device.cc
@@ -67,7 +68,7 @@ set(BATON_CUDA_ARCHITECTURES 89 90a 100a)
 # A static library of .cu files, by nvcc. Not by CMake's CUDA language: Debian 12's CMake is older than CUDA 13. What ptxas
 # says of each file's kernels is kept beside its object, as a.ptxas.
 function(baton_compile_cuda target)
-  set(flags -std=c++20 -O3 --fmad=false -Xptxas=-v -Xcompiler=-Wall,-Wextra,-fPIC -I${CMAKE_SOURCE_DIR}
+  set(flags -std=c++20 -O3 --fmad=false --expt-relaxed-constexpr -Xptxas=-v -Xcompiler=-Wall,-Wextra,-fPIC -I${CMAKE_SOURCE_DIR}
       -I${CMAKE_SOURCE_DIR}/kernels/cuda/native)
   if(BATON_WERROR)
     list(APPEND flags -Werror=all-warnings)

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check_args.h"
+#include "kernels/draw_weight.h"
 #include "kernels/op_table.h"
 
 namespace baton::kernels {
@@ -107,7 +108,7 @@ absl::Status Sample(Device& device, const SampleArgs& args) {
   ArgCheck check("Sample", device);
   const int64_t rows = args.logits.dim(0), vocabulary = args.logits.dim(1);
   check.Tensor("logits", args.logits, kF32Only, {rows, vocabulary}, Layout::kRows);
-  check.Range("vocabulary", vocabulary, 1, INT32_MAX);
+  check.Range("vocabulary", vocabulary, 1, kMaxVocabulary);
   check.Range("params", static_cast<int64_t>(args.params.size()), rows, rows);
   check.Range("results", static_cast<int64_t>(args.results.size()), rows, rows);
   for (size_t i = 0; i < args.params.size() && check.ok(); ++i) {

@@ -358,11 +358,12 @@ struct SampleResult {
 // Chooses one token for each row, in this order: penalties (repetition, then frequency and
 // presence), temperature, top-k (ties at the border to the lowest ids), top-p (the shortest prefix
 // of the order by probability whose mass reaches top_p), min-p (at least min_p times the best),
-// draw. Kept tokens are weighed by exp((logit - best) / temperature) in double and walked in
-// ascending id; the draw is u = (53 bits of Philox4x32 with counter (position, 0), key seed) *
-// 2^-53.
+// draw. A token weighs exp((logit - best) / temperature), rounded to a multiple of 2^-42
+// (draw_weight.h: sums of integers have no order, so every backend draws the same token); kept
+// tokens are walked in ascending id, and the draw is u = (53 bits of Philox4x32 with counter
+// (position, 0), key seed) * 2^-53.
 struct SampleArgs {
-  TensorView logits;                      // F32 [T, V] rows
+  TensorView logits;                      // F32 [T, V] rows, V at most 2^21
   absl::Span<const SampleParams> params;  // [T]
   absl::Span<SampleResult> results;       // out: [T]
 };

@@ -1,5 +1,6 @@
 #include "kernels/sampling.h"
 
+#include <cmath>
 #include <limits>
 
 #include "base/check.h"
@@ -36,26 +37,22 @@ void ApplyPenalties(const SampleParams& params, float* logits) {
   }
 }
 
-double DrawUniform(uint64_t seed, int64_t position) {
+uint64_t DrawBits(uint64_t seed, int64_t position) {
   const uint64_t p = static_cast<uint64_t>(position);
   const std::array<uint32_t, 4> bits =
       Philox4x32({static_cast<uint32_t>(p), static_cast<uint32_t>(p >> 32), 0, 0},
                  {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
-  const uint64_t word = (uint64_t{bits[1]} << 32) | bits[0];
-  return static_cast<double>(word >> 11) * 0x1.0p-53;
+  return ((uint64_t{bits[1]} << 32) | bits[0]) >> 11;
 }
 
-size_t DrawIndex(absl::Span<const double> weights, uint64_t seed, int64_t position) {
-  BATON_CHECK(!weights.empty());
-  double total = 0.0;
-  for (double weight : weights) total += weight;
-  const double target = DrawUniform(seed, position) * total;
-  double reached = 0.0;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    reached += weights[i];
-    if (reached > target) return i;
-  }
-  return weights.size() - 1;  // only if rounding brought target to total
+size_t DrawIndex(absl::Span<const uint64_t> weights, uint64_t seed, int64_t position) {
+  uint64_t mass = 0;
+  for (uint64_t weight : weights) mass += weight;
+  BATON_CHECK(mass > 0);
+  uint64_t target = DrawTarget(DrawBits(seed, position), mass);
+  size_t i = 0;
+  while (target >= weights[i]) target -= weights[i++];
+  return i;
 }
 
 }  // namespace baton::kernels

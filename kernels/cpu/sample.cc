@@ -26,9 +26,9 @@ struct Better {
 
 // Memory of one row, kept between rows.
 struct Buffers {
-  std::vector<float> logits;    // after penalties
-  std::vector<int32_t> kept;    // candidate ids
-  std::vector<double> weights;  // of `kept`
+  std::vector<float> logits;      // after penalties
+  std::vector<int32_t> kept;      // candidate ids
+  std::vector<uint64_t> weights;  // of `kept`
 };
 
 int32_t ArgMax(absl::Span<const float> logits) {
@@ -46,13 +46,13 @@ void KeepTopP(const SampleParams& params, float best, Buffers& buffers) {
   const auto weight = [&](int32_t token) {
     return DrawWeight(buffers.logits[static_cast<size_t>(token)], best, params.temperature);
   };
-  double mass = 0.0;
-  for (int32_t token : kept) mass += weight(token);  // ids are ascending here
-  const double wanted = static_cast<double>(params.top_p) * mass;
+  uint64_t mass = 0;
+  for (int32_t token : kept) mass += weight(token);
+  const uint64_t wanted = WantedMass(params.top_p, mass);
   const Better better{buffers.logits.data()};
-  double reached = 0.0;
+  uint64_t reached = 0;
   size_t count = 0, sorted = 0;
-  while (count < kept.size() && (count == 0 || reached < wanted)) {
+  while (reached < wanted) {
     if (count == sorted) {
       sorted = std::min(kept.size(), std::max<size_t>(64, 4 * sorted));
       const auto from = kept.begin() + static_cast<int64_t>(count);
@@ -83,10 +83,12 @@ int32_t Draw(const SampleParams& params, Buffers& buffers) {
     std::sort(kept.begin(), kept.end());
   }
   buffers.weights.clear();
+  const uint64_t least = LeastWeight(params.min_p);
   size_t count = 0;
   for (int32_t token : kept) {
-    const double weight = DrawWeight(logits[static_cast<size_t>(token)], best, params.temperature);
-    if (weight == 0.0 || weight < static_cast<double>(params.min_p)) continue;
+    const uint64_t weight =
+        DrawWeight(logits[static_cast<size_t>(token)], best, params.temperature);
+    if (weight < least) continue;
     kept[count++] = token;
     buffers.weights.push_back(weight);
   }

@@ -12,6 +12,5 @@ namespace baton::kernels::cuda {
 BATON_UNFINISHED(MlaPrefill)
 BATON_UNFINISHED(MlaAbsorbQ)
 BATON_UNFINISHED(MlaExpandV)
-BATON_UNFINISHED(Sample)
 
 }  // namespace baton::kernels::cuda

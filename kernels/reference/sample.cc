@@ -47,22 +47,16 @@ int32_t Choose(const std::vector<float>& logits, const SampleParams& params) {
   const size_t top_k =
       params.top_k == 0 ? order.size() : std::min(order.size(), static_cast<size_t>(params.top_k));
   std::vector<int32_t> kept(order.begin(), order.begin() + static_cast<int64_t>(top_k));
-  std::vector<int32_t> ascending = kept;
-  std::sort(ascending.begin(), ascending.end());
-  double mass = 0.0;
-  for (int32_t token : ascending) mass += weight(token);
-  double reached = 0.0;
+  uint64_t mass = 0;
+  for (int32_t token : kept) mass += weight(token);
+  const uint64_t wanted = params.top_p == 1.0f ? mass : WantedMass(params.top_p, mass);
+  uint64_t reached = 0;
   size_t count = 0;
-  while (count < kept.size() && (count == 0 || params.top_p == 1.0f ||
-                                 reached < static_cast<double>(params.top_p) * mass)) {
-    reached += weight(kept[count++]);
-  }
+  while (reached < wanted) reached += weight(kept[count++]);
   kept.resize(count);
-  std::erase_if(kept, [&](int32_t token) {
-    return weight(token) < static_cast<double>(params.min_p) || weight(token) == 0.0;
-  });
+  std::erase_if(kept, [&](int32_t token) { return weight(token) < LeastWeight(params.min_p); });
   std::sort(kept.begin(), kept.end());
-  std::vector<double> weights;
+  std::vector<uint64_t> weights;
   for (int32_t token : kept) weights.push_back(weight(token));
   return kept[DrawIndex(weights, params.seed, params.position)];
 }

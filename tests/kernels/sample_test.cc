@@ -1,6 +1,7 @@
 // Samplers: exact agreement with the reference, the meaning of each parameter, and the generator
 // behind the draw.
 
+#include <cfloat>
 #include <map>
 
 #include "kernels/sampling.h"
@@ -19,9 +20,39 @@ TEST(PhiloxTest, KnownAnswers) {
             (A4{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
 }
 
-TEST(PhiloxTest, UniformComesFromTheFirstTwoWords) {
-  EXPECT_EQ(DrawUniform(0, 0), static_cast<double>(0xe169c58d6627e8d5ull >> 11) * 0x1.0p-53);
-  EXPECT_NE(DrawUniform(0, 1), DrawUniform(1, 0));
+TEST(PhiloxTest, DrawsComeFromTheFirstTwoWords) {
+  EXPECT_EQ(DrawBits(0, 0), 0xe169c58d6627e8d5ull >> 11);
+  EXPECT_NE(DrawBits(0, 1), DrawBits(1, 0));
+}
+
+// The exponential is the library's up to the last places of double, which rounding to integers
+// hides nearly always.
+TEST(DrawWeightTest, IsTheExponential) {
+  EXPECT_EQ(ScaledExp(0.0), uint64_t{1} << kWeightBits);
+  EXPECT_EQ(ScaledExp(-29.8), 1u);  // 0.5 lies at -29.805
+  EXPECT_EQ(ScaledExp(-29.81), 0u);
+  EXPECT_EQ(ScaledExp(-INFINITY), 0u);
+  Rng rng(3);
+  uint64_t before = ScaledExp(0.0);
+  for (double x = 0.0; x > -30.5; x -= 0.002 * rng.Uniform()) {
+    const uint64_t weight = ScaledExp(x);
+    EXPECT_NEAR(static_cast<double>(weight), std::ldexp(std::exp(x), kWeightBits), 0.51) << x;
+    EXPECT_LE(weight, before) << x;
+    before = weight;
+  }
+}
+
+TEST(DrawWeightTest, BordersOfTheFilters) {
+  EXPECT_EQ(LeastWeight(0.0f), 1u);
+  EXPECT_EQ(LeastWeight(1e-30f), 1u);
+  EXPECT_EQ(LeastWeight(0.5f), uint64_t{1} << (kWeightBits - 1));
+  EXPECT_EQ(LeastWeight(1.0f), uint64_t{1} << kWeightBits);
+  EXPECT_EQ(WantedMass(1e-40f, 7), 1u);
+  EXPECT_EQ(WantedMass(0.5f, 7), 4u);
+  EXPECT_EQ(WantedMass(0.5f, 8), 4u);
+  EXPECT_EQ(WantedMass(1.0f, (uint64_t{1} << 62) + 1), uint64_t{1} << 62);
+  EXPECT_EQ(DrawTarget((uint64_t{1} << 53) - 1, 5), 4u);
+  EXPECT_EQ(DrawTarget(0, 5), 0u);
 }
 
 class SampleTest : public KernelTest {
@@ -86,6 +117,44 @@ TEST_P(SampleTest, SameTokensAsReference) {
       for (int32_t j = 0; j < expected[i].top_count; ++j) {
         EXPECT_EQ(expected[i].top[j].token, actual[i].top[j].token);
         EXPECT_NEAR(expected[i].top[j].logprob, actual[i].top[j].logprob, 2e-5);
+      }
+    }
+  }
+}
+
+// Rows of a vocabulary that many threads share, where ties, masks and the ends of the number range
+// decide: flat, all but a few tokens masked, the largest floats, zeros of both signs.
+TEST_P(SampleTest, HardRowsOfALargeVocabularyAreTheReferences) {
+  constexpr int64_t kVocabulary = 17001;
+  Owned logits(DType::kF32, {5, kVocabulary});
+  float* const values = logits.as<float>();
+  for (int64_t i = 0; i < kVocabulary; ++i) {
+    values[i] = 1.5f;
+    values[kVocabulary + i] = i % 4000 == 123 ? static_cast<float>(i) * 1e-4f : -INFINITY;
+    values[2 * kVocabulary + i] = i % 3 == 0 ? -FLT_MAX : i % 1000 == 7 ? FLT_MAX : 0.0f;
+    values[3 * kVocabulary + i] = i % 2 == 0 ? -0.0f : 0.0f;
+    values[4 * kVocabulary + i] = static_cast<float>(i % 97) * 0.01f;
+  }
+  const std::vector<TokenCount> seen = {{0, 1}, {7, 2}, {17000, 0}, {12123, 3}};
+  for (const SampleParams& each : std::vector<SampleParams>{
+           {},
+           {.top_p = 0.5f},
+           {.top_k = 700, .top_p = 0.3f, .top_logprobs = 20},
+           {.temperature = 1e-3f, .top_k = 50, .min_p = 1.0f},
+           {.temperature = 1e30f, .top_p = 1e-40f, .top_logprobs = 1},
+           {.temperature = 0.0f, .repetition_penalty = 1.2f, .presence_penalty = 0.5f}}) {
+    std::vector<SampleParams> params(5, each);
+    for (size_t i = 0; i < params.size(); ++i) {
+      params[i].position = static_cast<int64_t>(i);
+      if (each.repetition_penalty != 1.0f) params[i].seen = seen;
+    }
+    const std::vector<SampleResult> expected = Run(*reference_, logits, params);
+    const std::vector<SampleResult> actual = Run(*device_, logits, params);
+    for (size_t i = 0; i < params.size(); ++i) {
+      EXPECT_EQ(expected[i].token, actual[i].token) << "row " << i << ", top_p " << each.top_p;
+      ASSERT_EQ(expected[i].top_count, actual[i].top_count);
+      for (int32_t j = 0; j < expected[i].top_count; ++j) {
+        EXPECT_EQ(expected[i].top[j].token, actual[i].top[j].token) << "row " << i;
       }
     }
   }
