@@ -185,8 +185,8 @@ BATON_DEVICE void Weigh(const MlaDecodeLaunch& args, int64_t state, int heads, i
 
 BATON_KERNEL(kThreads) MlaDecodePlainKernel(const MlaDecodeLaunch args) {
   auto& shared = SharedMemory<PlainShared>();
-  const int row = args.first_row + BlockX(), first_head = BlockY() * kHeads, split = BlockZ();
-  const RowPlace place = FindRow(args.batch, row);
+  const int first_head = BlockY() * kHeads, split = BlockZ();
+  const RowPlace place = FindRow(args.batch, args.first_row + BlockX());
   const int begin = split * kDecodeSplit;
   if (begin >= place.keys) return;  // the whole block
   const int left = place.keys - begin;
@@ -195,7 +195,7 @@ BATON_KERNEL(kThreads) MlaDecodePlainKernel(const MlaDecodeLaunch args) {
   for (int i = ThreadIndex(); i < visible; i += kThreads) {
     shared.entries[i] = EntryAt(args.pages, args.batch, place.sequence, begin + i);
   }
-  const int64_t item = static_cast<int64_t>(row) * args.heads + first_head;
+  const int64_t item = static_cast<int64_t>(BlockX()) * args.heads + first_head;
   const int64_t state =
       (static_cast<int64_t>(BlockX()) * args.heads + first_head) * args.splits + split;
   Score(args, item, heads, visible, shared);
@@ -205,8 +205,9 @@ BATON_KERNEL(kThreads) MlaDecodePlainKernel(const MlaDecodeLaunch args) {
 }
 
 BATON_KERNEL(kThreads) MlaDecodeMergeKernel(const MlaDecodeLaunch args) {
-  const int row = args.first_row + BlockX(), head = BlockY();
-  const int splits = (FindRow(args.batch, row).keys + kDecodeSplit - 1) / kDecodeSplit;
+  const int head = BlockY();
+  const int splits =
+      (FindRow(args.batch, args.first_row + BlockX()).keys + kDecodeSplit - 1) / kDecodeSplit;
   const int64_t state = (static_cast<int64_t>(BlockX()) * args.heads + head) * args.splits;
   const int kv_lora = args.pages.kv_lora;
   for (int c = ThreadIndex(); c < kv_lora; c += kThreads) {
@@ -220,7 +221,7 @@ BATON_KERNEL(kThreads) MlaDecodeMergeKernel(const MlaDecodeLaunch args) {
       sum = fmaf(args.part_sum[state + s], take, sum * keep);
       acc = fmaf(args.part_acc[(state + s) * kv_lora + c], take, acc * keep);
     }
-    StoreElement(args.out, static_cast<int64_t>(row) * args.heads + head, c, acc / sum);
+    StoreElement(args.out, static_cast<int64_t>(BlockX()) * args.heads + head, c, acc / sum);
   }
 }
 

@@ -14,13 +14,13 @@ inline constexpr int kDecodeSplit = 256;  // keys of one block of the grid, at a
 // Attention on latents (MlaDecode of kernels/ops.h) of rows [first_row, first_row + rows): one
 // launch for the splits, one that merges them in ascending order.
 struct MlaDecodeLaunch {
-  Rows q_lat;  // [rows of the batch * heads, kv_lora]
-  Rows q;      // [rows of the batch * heads, head]; the last `rope` values
-  Rows out;    // [rows of the batch * heads, kv_lora]
+  Rows q_lat;  // [rows * heads, kv_lora]
+  Rows q;      // [rows * heads, head]; the last `rope` values
+  Rows out;    // [rows * heads, kv_lora]
   Pages pages;
   Batch batch;
-  int first_row = 0;
-  int rows = 0;  // > 0
+  int first_row = 0;  // of the batch
+  int rows = 0;       // > 0
   int heads = 0;
   int head = 0;
   int splits = 0;              // of the longest context that the page table has room for

@@ -198,8 +198,8 @@ template <int kTiles, bool kFp8, int kTerms, int kStages>
 BATON_KERNEL(kThreads)
 MlaDecodeTensorKernel(const MlaDecodeLaunch args) {
   auto& shared = SharedMemory<TensorShared<kTiles, kTerms, kStages>>();
-  const int row = args.first_row + BlockX(), first_head = BlockY() * 16 * kTiles, split = BlockZ();
-  const RowPlace place = FindRow(args.batch, row);
+  const int first_head = BlockY() * 16 * kTiles, split = BlockZ();
+  const RowPlace place = FindRow(args.batch, args.first_row + BlockX());
   const int begin = split * kDecodeSplit;
   if (begin >= place.keys) return;  // the whole block
   const int end = place.keys < begin + kDecodeSplit ? place.keys : begin + kDecodeSplit;
@@ -220,8 +220,8 @@ MlaDecodeTensorKernel(const MlaDecodeLaunch args) {
   for (int i = 0; i < kStages; ++i) ClearTileEnds<kThreads>(args.pages, shared.latents[i]);
   stage(0);
   CopyAsyncCommit();
-  StageQueries<kTiles, kTerms>(args, static_cast<int64_t>(row) * args.heads + first_head, heads,
-                               shared);
+  StageQueries<kTiles, kTerms>(args, static_cast<int64_t>(BlockX()) * args.heads + first_head,
+                               heads, shared);
   float acc[kTiles][kColumns / 8][4] = {};
   for (int block = 0; block < blocks; ++block) {
     if (kStages == 2 && block + 1 < blocks) stage(block + 1);

@@ -7,7 +7,10 @@
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_status.h"
+#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/gemm_views.h"
 #include "kernels/cuda/mla_decode.h"
+#include "kernels/cuda/mla_heads.h"
 #include "kernels/cuda/rope_and_page.h"
 #include "kernels/cuda/views.h"
 #include "kernels/page_entry.h"
@@ -42,33 +45,81 @@ Rows HeadRows(const TensorView& view) {
   return {.data = view.data, .stride = view.dim(2), .bf16 = view.dtype == DType::kBF16};
 }
 
+// The same from row `item` on.
+Rows From(Rows rows, int64_t item) {
+  rows.data = static_cast<uint8_t*>(rows.data) + item * rows.stride * (rows.bf16 ? 2 : 4);
+  return rows;
+}
+
 // Splits' states are this many floats at most, so long as one row's fit; more rows are more
 // launches.
 constexpr int64_t kMaxStateFloats = int64_t{1} << 26;
 
-// Rows [launch.first_row, + launch.rows), both launches.
-absl::Status RunDecode(CudaState& state, MlaDecodeLaunch launch, int64_t max_pages) {
+// Working memory for as many rows at a time as fit; returns their number.
+absl::StatusOr<int64_t> PrepareDecode(CudaState& state, int64_t rows, int64_t max_pages,
+                                      MlaDecodeLaunch& launch) {
   const int64_t keys = max_pages * launch.pages.page_tokens;
   launch.splits = static_cast<int>((keys + kDecodeSplit - 1) / kDecodeSplit);
   const int64_t row_states = int64_t{launch.heads} * launch.splits;
   const int64_t row_floats = row_states * launch.pages.kv_lora;
-  const int64_t end = int64_t{launch.first_row} + launch.rows;
-  const int64_t piece = std::clamp<int64_t>(kMaxStateFloats / row_floats, 1, launch.rows);
+  const int64_t piece = std::clamp<int64_t>(kMaxStateFloats / row_floats, 1, rows);
   BATON_ASSIGN_OR_RETURN(launch.part_acc, state.Scratch<float>(piece * row_floats));
   BATON_ASSIGN_OR_RETURN(launch.part_best, state.Scratch<float>(piece * row_states));
   BATON_ASSIGN_OR_RETURN(launch.part_sum, state.Scratch<float>(piece * row_states));
-  for (int64_t row = launch.first_row; row < end; row += piece) {
-    launch.first_row = static_cast<int>(row);
-    launch.rows = static_cast<int>(std::min(piece, end - row));
-    BATON_RETURN_IF_ERROR(
-        CudaStatus(CanMlaDecodeTensor(launch, state.architecture())
-                       ? LaunchMlaDecodeTensor(launch, state.architecture(), state.stream())
-                       : LaunchMlaDecodePlain(launch, state.stream()),
-                   "mla_decode"));
-    BATON_RETURN_IF_ERROR(
-        CudaStatus(LaunchMlaDecodeMerge(launch, state.stream()), "mla_decode's merge"));
-  }
-  return absl::OkStatus();
+  return piece;
+}
+
+absl::Status RunDecode(CudaState& state, const MlaDecodeLaunch& launch) {
+  BATON_RETURN_IF_ERROR(
+      CudaStatus(CanMlaDecodeTensor(launch, state.architecture())
+                     ? LaunchMlaDecodeTensor(launch, state.architecture(), state.stream())
+                     : LaunchMlaDecodePlain(launch, state.stream()),
+                 "mla_decode"));
+  return CudaStatus(LaunchMlaDecodeMerge(launch, state.stream()), "mla_decode's merge");
+}
+
+// What a piece of prefill in absorbed form works on.
+struct AbsorbedPrefill {
+  MlaHeadsLaunch absorb;
+  MlaDecodeLaunch attend;
+  GemmLaunch expand;
+};
+
+AbsorbedPrefill MakePrefill(const MlaPrefillArgs& args) {
+  const int heads = static_cast<int>(args.q.dim(1)), v = static_cast<int>(args.out.dim(2));
+  const int per_head = static_cast<int>(args.kv_b.w.dim(0)) / heads;
+  const int kv_lora = args.pages.kv_lora;
+  AbsorbedPrefill work;
+  work.absorb = {.q = HeadRows(args.q),
+                 .kv_b = GemmWeightOf(args.kv_b),
+                 .type = GemmTypeOf(args.kv_b.w.dtype),
+                 .block_n = args.kv_b.block_n,
+                 .block_k = args.kv_b.block_k,
+                 .heads = heads,
+                 .nope = per_head - v,
+                 .per_head = per_head,
+                 .kv_lora = kv_lora};
+  work.attend = {.q = HeadRows(args.q),
+                 .pages = PagesOf(args.pages),
+                 .batch = BatchOf(args.batch),
+                 .heads = heads,
+                 .head = static_cast<int>(args.q.dim(2)),
+                 .scale_log2 = args.softmax_scale * std::numbers::log2e_v<float>};
+  work.expand = {.w = GemmWeightOf(args.kv_b),
+                 .out = {.data = args.out.data,
+                         .stride = int64_t{heads} * v,
+                         .bf16 = args.out.dtype == DType::kBF16},
+                 .n = v,
+                 .k = kv_lora,
+                 .block_n = args.kv_b.block_n,
+                 .block_k = args.kv_b.block_k,
+                 .type = GemmTypeOf(args.kv_b.w.dtype),
+                 .batch = heads,
+                 .x_step = kv_lora,
+                 .w_step = per_head,
+                 .out_step = v,
+                 .w_begin = per_head - v};
+  return work;
 }
 
 }  // namespace
@@ -94,18 +145,48 @@ absl::Status RopeAndPage(Device& device, const RopeAndPageArgs& args) {
 
 absl::Status MlaDecode(Device& device, const MlaDecodeArgs& args) {
   CudaState& state = CudaState::Begin(device);
-  BATON_RETURN_IF_ERROR(RunDecode(state,
-                                  {.q_lat = HeadRows(args.q_lat),
-                                   .q = HeadRows(args.q),
-                                   .out = HeadRows(args.out),
-                                   .pages = PagesOf(args.pages),
-                                   .batch = BatchOf(args.batch),
-                                   .rows = static_cast<int>(args.q.dim(0)),
-                                   .heads = static_cast<int>(args.q.dim(1)),
-                                   .head = static_cast<int>(args.q.dim(2)),
-                                   .scale_log2 = args.softmax_scale * std::numbers::log2e_v<float>},
-                                  args.batch.page_table.dim(1)));
+  const int64_t rows = args.q.dim(0), heads = args.q.dim(1);
+  MlaDecodeLaunch launch{.pages = PagesOf(args.pages),
+                         .batch = BatchOf(args.batch),
+                         .heads = static_cast<int>(heads),
+                         .head = static_cast<int>(args.q.dim(2)),
+                         .scale_log2 = args.softmax_scale * std::numbers::log2e_v<float>};
+  BATON_ASSIGN_OR_RETURN(const int64_t piece,
+                         PrepareDecode(state, rows, args.batch.page_table.dim(1), launch));
+  for (int64_t row = 0; row < rows; row += piece) {
+    launch.first_row = static_cast<int>(row);
+    launch.rows = static_cast<int>(std::min(piece, rows - row));
+    launch.q_lat = From(HeadRows(args.q_lat), row * heads);
+    launch.q = From(HeadRows(args.q), row * heads);
+    launch.out = From(HeadRows(args.out), row * heads);
+    BATON_RETURN_IF_ERROR(RunDecode(state, launch));
+  }
   return state.Finish(cudaSuccess, "mla_decode");
+}
+
+absl::Status MlaPrefill(Device& device, const MlaPrefillArgs& args) {
+  CudaState& state = CudaState::Begin(device);
+  const int64_t rows = args.q.dim(0), heads = args.q.dim(1), kv_lora = args.pages.kv_lora;
+  AbsorbedPrefill work = MakePrefill(args);
+  BATON_ASSIGN_OR_RETURN(const int64_t piece,
+                         PrepareDecode(state, rows, args.batch.page_table.dim(1), work.attend));
+  BATON_ASSIGN_OR_RETURN(float* const q_lat, state.Scratch<float>(piece * heads * kv_lora));
+  BATON_ASSIGN_OR_RETURN(float* const o_lat, state.Scratch<float>(piece * heads * kv_lora));
+  work.absorb.out = work.attend.q_lat = {.data = q_lat, .stride = kv_lora};
+  work.attend.out = {.data = o_lat, .stride = kv_lora};
+  work.expand.x = {.data = o_lat, .stride = heads * kv_lora};
+  const Rows out = work.expand.out;
+  for (int64_t row = 0; row < rows; row += piece) {
+    const int count = static_cast<int>(std::min(piece, rows - row));
+    work.absorb.rows = work.attend.rows = work.expand.rows = count;
+    work.absorb.q = work.attend.q = From(HeadRows(args.q), row * heads);
+    work.attend.first_row = static_cast<int>(row);
+    work.expand.out = From(out, row);
+    BATON_RETURN_IF_ERROR(CudaStatus(LaunchMlaHeads(work.absorb, state.stream()), "mla_prefill"));
+    BATON_RETURN_IF_ERROR(RunDecode(state, work.attend));
+    BATON_RETURN_IF_ERROR(CudaStatus(LaunchGemmF32(work.expand, state.stream()), "mla_prefill"));
+  }
+  return state.Finish(cudaSuccess, "mla_prefill");
 }
 
 }  // namespace baton::kernels::cuda

@@ -9,7 +9,6 @@ namespace baton::kernels::cuda {
     return absl::UnimplementedError("cuda has no " #Name); \
   }
 
-BATON_UNFINISHED(MlaPrefill)
 BATON_UNFINISHED(MlaAbsorbQ)
 BATON_UNFINISHED(MlaExpandV)
 
