@@ -57,6 +57,7 @@ int32_t Choose(const std::vector<float>& logits, const SampleParams& params) {
   std::erase_if(kept, [&](int32_t token) { return weight(token) < LeastWeight(params.min_p); });
   std::sort(kept.begin(), kept.end());
   std::vector<uint64_t> weights;
+  weights.reserve(kept.size());
   for (int32_t token : kept) weights.push_back(weight(token));
   return kept[DrawIndex(weights, params.seed, params.position)];
 }
