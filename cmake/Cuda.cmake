@@ -20,6 +20,7 @@ endif()
 # The kernels of the CUDA backend: nvcc compiles them for GPUs (kernels/cuda), g++ for the emulation (tests/simt).
 set(BATON_CUDA_KERNELS
     ${CMAKE_SOURCE_DIR}/kernels/cuda/embed.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_bf16.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_f32.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/logits_mask.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/mla_decode.cu

@@ -168,6 +168,8 @@ BATON_DEVICE float Exp2(float x);
 BATON_DEVICE float Bf16ToFloat(uint16_t bits);
 BATON_DEVICE uint16_t FloatToBf16(float value);  // to nearest, ties to even
 BATON_DEVICE float E4M3ToFloat(uint8_t code);
+// Four E4M3 codes, the lowest byte first, as BF16, exactly: pairs[0] holds the first two.
+BATON_DEVICE void E4M3ToBf16(uint32_t codes, uint32_t (&pairs)[2]);
 // To nearest, ties to even; saturates at 448; NaN stays NaN.
 BATON_DEVICE uint8_t FloatToE4M3(float value);
 // Two BF16 in one word, `low` in the lower half.

@@ -42,8 +42,18 @@ struct GemmLaunch {
   int64_t w_begin = 0;  // row of w where the first begins
 };
 
-// Multiply-adds of F32 values, for any type of x and w.
+// Multiply-adds of F32 values, for any type of x and w. Not on tensor cores: where either side is
+// F32, and rounding it to BF16 would lose what the caller asked for.
 cudaError_t LaunchGemmF32(const GemmLaunch& args, cudaStream_t stream);
+
+// BF16 x with BF16 or E4M3 weights on tensor cores.
+cudaError_t LaunchGemmBf16(const GemmLaunch& args, cudaStream_t stream);
+
+// The one of the two that fits.
+inline cudaError_t LaunchGemm(const GemmLaunch& args, cudaStream_t stream) {
+  return args.x.bf16 && args.type != GemmType::kF32 ? LaunchGemmBf16(args, stream)
+                                                    : LaunchGemmF32(args, stream);
+}
 
 // Part of a table of weights, small enough to be a kernel's argument: unlike a copy from the host's
 // memory it can be recorded in a graph.

@@ -40,18 +40,18 @@ absl::StatusOr<const GemmWeight*> PlaceTable(CudaState& state, const GroupedLine
 
 absl::Status Linear(Device& device, const LinearArgs& args) {
   CudaState& state = CudaState::Begin(device);
-  return state.Finish(LaunchGemmF32({.x = RowsOf(args.x),
-                                     .w = GemmWeightOf(args.w),
-                                     .w2 = GemmWeightOf(args.w2),
-                                     .out = RowsOf(args.out),
-                                     .rows = static_cast<int>(args.out.dim(0)),
-                                     .n = static_cast<int>(args.out.dim(1)),
-                                     .k = static_cast<int>(args.x.dim(1)),
-                                     .block_n = args.w.block_n,
-                                     .block_k = args.w.block_k,
-                                     .type = GemmTypeOf(args.w.w.dtype),
-                                     .epilogue = EpilogueOf(args.epilogue)},
-                                    state.stream()),
+  return state.Finish(LaunchGemm({.x = RowsOf(args.x),
+                                  .w = GemmWeightOf(args.w),
+                                  .w2 = GemmWeightOf(args.w2),
+                                  .out = RowsOf(args.out),
+                                  .rows = static_cast<int>(args.out.dim(0)),
+                                  .n = static_cast<int>(args.out.dim(1)),
+                                  .k = static_cast<int>(args.x.dim(1)),
+                                  .block_n = args.w.block_n,
+                                  .block_k = args.w.block_k,
+                                  .type = GemmTypeOf(args.w.w.dtype),
+                                  .epilogue = EpilogueOf(args.epilogue)},
+                                 state.stream()),
                       "linear");
 }
 
@@ -60,7 +60,7 @@ absl::Status GroupedLinear(Device& device, const GroupedLinearArgs& args) {
   BATON_ASSIGN_OR_RETURN(const GemmWeight* const table, PlaceTable(state, args));
   const Weight& first = args.w[0];
   return state.Finish(
-      LaunchGemmF32(
+      LaunchGemm(
           {.x = RowsOf(args.x),
            .row_index = args.row_index.absent() ? nullptr : args.row_index.as<const int32_t>(),
            .offsets = args.offsets.as<const int32_t>(),

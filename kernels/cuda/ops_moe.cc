@@ -15,14 +15,14 @@ absl::Status MoeGate(Device& device, const MoeGateArgs& args) {
   const int64_t rows = args.x.dim(0), experts = args.gate.dim(0);
   BATON_ASSIGN_OR_RETURN(float* const scores, state.Scratch<float>(rows * experts));
   BATON_ASSIGN_OR_RETURN(float* const groups, state.Scratch<float>(rows * args.n_group));
-  BATON_RETURN_IF_ERROR(state.Finish(LaunchGemmF32({.x = RowsOf(args.x),
-                                                    .w = GemmWeightOf({.w = args.gate}),
-                                                    .out = {.data = scores, .stride = experts},
-                                                    .rows = static_cast<int>(rows),
-                                                    .n = static_cast<int>(experts),
-                                                    .k = static_cast<int>(args.x.dim(1)),
-                                                    .type = GemmTypeOf(args.gate.dtype)},
-                                                   state.stream()),
+  BATON_RETURN_IF_ERROR(state.Finish(LaunchGemm({.x = RowsOf(args.x),
+                                                 .w = GemmWeightOf({.w = args.gate}),
+                                                 .out = {.data = scores, .stride = experts},
+                                                 .rows = static_cast<int>(rows),
+                                                 .n = static_cast<int>(experts),
+                                                 .k = static_cast<int>(args.x.dim(1)),
+                                                 .type = GemmTypeOf(args.gate.dtype)},
+                                                state.stream()),
                                      "moe_gate"));
   MoeGateLaunch choice{.scores = scores,
                        .group_scores = groups,

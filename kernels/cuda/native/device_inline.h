@@ -190,6 +190,15 @@ BATON_DEVICE float E4M3ToFloat(uint8_t code) {
   const __half_raw half = __nv_cvt_fp8_to_halfraw(code, __NV_E4M3);
   return __half2float(half);
 }
+BATON_DEVICE void E4M3ToBf16(uint32_t codes, uint32_t (&pairs)[2]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const auto two = static_cast<__nv_fp8x2_storage_t>(codes >> (16 * i));
+    const float2 wide = __half22float2(__half2(__nv_cvt_fp8x2_to_halfraw2(two, __NV_E4M3)));
+    const __nv_bfloat162_raw narrow = __floats2bfloat162_rn(wide.x, wide.y);
+    pairs[i] = static_cast<uint32_t>(narrow.x) | static_cast<uint32_t>(narrow.y) << 16;
+  }
+}
 BATON_DEVICE uint8_t FloatToE4M3(float value) {
   return __nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3);
 }

@@ -158,6 +158,14 @@ BATON_DEVICE uint16_t FloatToBf16(float value) {
 BATON_DEVICE float E4M3ToFloat(uint8_t code) {
   return static_cast<float>(__half(__nv_cvt_fp8_to_halfraw(code, __NV_E4M3)));
 }
+BATON_DEVICE void E4M3ToBf16(uint32_t codes, uint32_t (&pairs)[2]) {
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t two = codes >> (16 * i);
+    const uint32_t low = std::bit_cast<uint32_t>(E4M3ToFloat(static_cast<uint8_t>(two)));
+    const uint32_t high = std::bit_cast<uint32_t>(E4M3ToFloat(static_cast<uint8_t>(two >> 8)));
+    pairs[i] = low >> 16 | (high & 0xFFFF0000u);
+  }
+}
 BATON_DEVICE uint8_t FloatToE4M3(float value) {
   return __nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3);
 }

@@ -1,0 +1,362 @@
+// Products on tensor cores. Tiles of x and w come through a ring of stages in shared memory by
+// asynchronous copies; E4M3 stays E4M3 there and is widened to BF16, exactly, in registers.
+//
+// Every sum is one chain of matrix instructions over k in steps of 16, ascending, up to the next
+// multiple of 64 behind k; with block scales one such chain for each block, scaled and added by one
+// multiply-add. The tiles below differ in size alone, so which is chosen changes no bit.
+
+#include <type_traits>
+
+#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/gemm_grid.h"
+#include "kernels/cuda/gemm_tile.h"
+
+namespace baton::kernels::cuda {
+namespace {
+
+constexpr int kChunk = 64;  // of k between two looks at the block scales
+constexpr int kStep = 16;   // of k, a matrix instruction's
+constexpr int kSteps = kChunk / kStep;
+
+// A block's tile is rows x columns, where columns are rows of w; a warp has 16 kRowTiles rows and 8
+// kColumnTiles columns of it.
+template <int rows, int columns, int row_warps, int column_warps, int depth, int stages, bool fp8>
+struct Shape {
+  static constexpr int kRows = rows, kColumns = columns, kDepth = depth, kStages = stages;
+  static constexpr bool kFp8 = fp8;
+  static constexpr int kColumnWarps = column_warps;
+  static constexpr int kThreads = row_warps * column_warps * kWarpSize;
+  static constexpr int kWarpRows = rows / row_warps, kWarpColumns = columns / column_warps;
+  static constexpr int kRowTiles = kWarpRows / 16, kColumnTiles = kWarpColumns / 8;
+  static constexpr int kElement = fp8 ? 1 : 2;  // bytes of w's
+  // The gaps keep what a warp reads at once on different banks: 16 bytes of 8 rows of w, and of x
+  // as well, or for fp8 8 bytes of 4 rows of x.
+  static constexpr int kXStride = depth + (fp8 ? 16 : 8);  // elements
+  static constexpr int kWStride = depth * kElement + 16;   // bytes
+  static constexpr int kXRowCopies = depth * 2 / 16;       // copies of 16 bytes
+  static constexpr int kWRowCopies = depth * kElement / 16;
+  static constexpr int kXCopies = rows * kXRowCopies / kThreads;  // of a thread
+  static constexpr int kWCopies = columns * kWRowCopies / kThreads;
+};
+
+template <typename S>
+struct Stage {
+  alignas(16) uint16_t x[S::kRows][S::kXStride];
+  alignas(16) unsigned char w[S::kColumns][S::kWStride];
+};
+
+template <typename S>
+struct Ring {
+  Stage<S> stages[S::kStages];
+};
+
+struct alignas(8) TwoWords {
+  uint32_t low, high;
+};
+
+// Where a block's columns begin, and which rows of w and w2 they are. For gate and up a warp's
+// first columns are w's and as many behind them the same rows of w2, so that a thread holds both
+// sums of an output.
+template <typename S>
+struct Columns {
+  bool pair;
+  int begin;      // the block's first output
+  int64_t w_row;  // of output 0
+
+  BATON_DEVICE explicit Columns(const GemmLaunch& args)
+      : pair(args.epilogue == GemmEpilogue::kSiluMul),
+        begin(BlockY() * (pair ? S::kColumns / 2 : S::kColumns)),
+        w_row(args.w_begin + BlockZ() * args.w_step) {}
+  // Output of tile column `column`.
+  BATON_DEVICE int Output(int column) const {
+    if (!pair) return begin + column;
+    constexpr int kHalf = S::kWarpColumns / 2;
+    return begin + column / S::kWarpColumns * kHalf + column % kHalf;
+  }
+  BATON_DEVICE bool Second(int column) const {
+    return pair && column % S::kWarpColumns >= S::kWarpColumns / 2;
+  }
+};
+
+// What a thread copies for each stage.
+template <typename S>
+struct Copies {
+  const unsigned char* x[S::kXCopies];  // null: zeros
+  const unsigned char* w[S::kWCopies];
+  bool x_aligned, w_aligned;
+
+  BATON_DEVICE Copies(const GemmLaunch& args, const GemmTile& tile, const Columns<S>& columns) {
+    const auto* const x_data = static_cast<const uint16_t*>(args.x.data);
+    const int64_t x_column = BlockZ() * args.x_step;
+    x_aligned = (reinterpret_cast<uintptr_t>(x_data + x_column) | (2 * args.x.stride)) % 16 == 0;
+#pragma unroll
+    for (int i = 0; i < S::kXCopies; ++i) {
+      const int row = (i * S::kThreads + ThreadIndex()) / S::kXRowCopies;
+      x[i] = nullptr;
+      if (row >= tile.rows) continue;
+      const int64_t source =
+          args.row_index == nullptr ? tile.row + row : args.row_index[tile.row + row];
+      x[i] = reinterpret_cast<const unsigned char*>(x_data + source * args.x.stride + x_column);
+    }
+    w_aligned = true;
+#pragma unroll
+    for (int i = 0; i < S::kWCopies; ++i) {
+      const int column = (i * S::kThreads + ThreadIndex()) / S::kWRowCopies;
+      const int output = columns.Output(column);
+      w[i] = nullptr;
+      if (output >= args.n) continue;
+      const GemmWeight& weight = WeightOf(args, tile.group, columns.Second(column));
+      w[i] = static_cast<const unsigned char*>(weight.data) +
+             (columns.w_row + output) * weight.stride * S::kElement;
+      w_aligned = w_aligned && (reinterpret_cast<uintptr_t>(w[i]) % 16) == 0;
+    }
+  }
+
+  // Elements k .. of a row, 16 bytes of them, zeros behind `end`.
+  template <int kElement>
+  BATON_DEVICE static void Copy(void* to, const unsigned char* row, int k, int end, bool aligned,
+                                const void* anywhere) {
+    const int valid = row == nullptr ? 0 : Least(16, (end - k) * kElement);
+    if (aligned) {
+      CopyAsync16(to, valid > 0 ? row + int64_t{k} * kElement : anywhere, valid > 0 ? valid : 0);
+      return;
+    }
+    using Element = std::conditional_t<kElement == 1, uint8_t, uint16_t>;
+    const auto* from = reinterpret_cast<const Element*>(row) + k;
+#pragma unroll
+    for (int i = 0; i < 16 / kElement; ++i) {
+      static_cast<Element*>(to)[i] = i * kElement < valid ? from[i] : Element{0};
+    }
+  }
+
+  BATON_DEVICE void Load(const GemmLaunch& args, Stage<S>& stage, int k) const {
+    // Some address for copies of nothing.
+    const void* const anywhere =
+        reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(args.out.data) & ~uintptr_t{15});
+#pragma unroll
+    for (int i = 0; i < S::kXCopies; ++i) {
+      const int at = i * S::kThreads + ThreadIndex();
+      const int part = at % S::kXRowCopies * 8;
+      Copy<2>(&stage.x[at / S::kXRowCopies][part], x[i], k + part, args.k, x_aligned, anywhere);
+    }
+#pragma unroll
+    for (int i = 0; i < S::kWCopies; ++i) {
+      const int at = i * S::kThreads + ThreadIndex();
+      const int part = at % S::kWRowCopies * (16 / S::kElement);
+      Copy<S::kElement>(&stage.w[at / S::kWRowCopies][part * S::kElement], w[i], k + part, args.k,
+                        w_aligned, anywhere);
+    }
+  }
+};
+
+template <typename S>
+using Sums = float[S::kRowTiles][S::kColumnTiles][4];
+
+// The 64 k from `k` of a stage on, BF16 weights. `row` and `column` are the warp's.
+template <typename S>
+BATON_DEVICE void MultiplyBf16(Sums<S>& sums, const Stage<S>& stage, int row, int column, int k) {
+  const int matrix = Lane() / 8, line = Lane() % 8;
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    const int at = k + step * kStep;
+    uint32_t a[S::kRowTiles][4];
+#pragma unroll
+    for (int i = 0; i < S::kRowTiles; ++i) {
+      LoadMatrix4(a[i], &stage.x[row + i * 16 + matrix % 2 * 8 + line][at + matrix / 2 * 8]);
+    }
+#pragma unroll
+    for (int j = 0; j < S::kColumnTiles; j += 2) {
+      uint32_t b[4];
+      LoadMatrix4(
+          b, &stage.w[column + (j + matrix / 2) * 8 + line][(at + matrix % 2 * 8) * S::kElement]);
+#pragma unroll
+      for (int i = 0; i < S::kRowTiles; ++i) {
+        MmaBf16(sums[i][j], a[i], {b[0], b[1]});
+        MmaBf16(sums[i][j + 1], a[i], {b[2], b[3]});
+      }
+    }
+  }
+}
+
+// The same with E4M3 weights. One load brings a column's codes of all four steps, four neighbouring
+// ones of each to a lane; the instruction wants 2q, 2q + 1 and 2q + 8, 2q + 9, and as the order of
+// its 16 products is free, 4q .. 4q + 3 stand for them on both sides.
+template <typename S>
+BATON_DEVICE void MultiplyE4M3(Sums<S>& sums, const Stage<S>& stage, int row, int column, int k) {
+  const int g = Lane() / 4, q = Lane() % 4;
+  uint32_t codes[S::kColumnTiles][kSteps];
+#pragma unroll
+  for (int j = 0; j < S::kColumnTiles; ++j) {
+    LoadMatrix4(codes[j], &stage.w[column + j * 8 + Lane() % 8][k + Lane() / 8 * kStep]);
+  }
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    uint32_t a[S::kRowTiles][4];
+#pragma unroll
+    for (int i = 0; i < S::kRowTiles; ++i) {
+      const uint16_t* const values = &stage.x[row + i * 16 + g][k + step * kStep + 4 * q];
+      const TwoWords upper = *reinterpret_cast<const TwoWords*>(values);
+      const TwoWords lower = *reinterpret_cast<const TwoWords*>(values + 8 * S::kXStride);
+      a[i][0] = upper.low;
+      a[i][1] = lower.low;
+      a[i][2] = upper.high;
+      a[i][3] = lower.high;
+    }
+#pragma unroll
+    for (int j = 0; j < S::kColumnTiles; ++j) {
+      uint32_t b[2];
+      E4M3ToBf16(codes[j][step], b);
+#pragma unroll
+      for (int i = 0; i < S::kRowTiles; ++i) MmaBf16(sums[i][j], a[i], b);
+    }
+  }
+}
+
+// The block scales of a thread's columns.
+template <typename S>
+struct Scales {
+  const float* of_w;
+  const float* of_w2;
+  int at[S::kColumnTiles][2];  // -1: no such column
+  int blocks;
+
+  BATON_DEVICE Scales(const GemmLaunch& args, const GemmTile& tile, const Columns<S>& columns,
+                      int column)
+      : blocks((args.k + args.block_k - 1) / args.block_k) {
+    const GemmWeight& first = WeightOf(args, tile.group, false);
+    const GemmWeight& second = columns.pair ? WeightOf(args, tile.group, true) : first;
+    of_w = first.scales;
+    of_w2 = second.scales;
+#pragma unroll
+    for (int j = 0; j < S::kColumnTiles; ++j) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int here = column + j * 8 + Lane() % 4 * 2 + e;
+        const int output = columns.Output(here);
+        const int begin = columns.Second(here) ? second.first_row : first.first_row;
+        at[j][e] = output < args.n
+                       ? static_cast<int>((begin + columns.w_row + output) / args.block_n) * blocks
+                       : -1;
+      }
+    }
+  }
+
+  BATON_DEVICE void Promote(const Columns<S>& columns, int block, Sums<S>& sums,
+                            Sums<S>& total) const {
+#pragma unroll
+    for (int j = 0; j < S::kColumnTiles; ++j) {
+      const float* const scales = columns.pair && j >= S::kColumnTiles / 2 ? of_w2 : of_w;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float scale = at[j][e] < 0 ? 0.0f : scales[at[j][e] + block];
+#pragma unroll
+        for (int i = 0; i < S::kRowTiles; ++i) {
+          total[i][j][e] = fmaf(sums[i][j][e], scale, total[i][j][e]);
+          total[i][j][e + 2] = fmaf(sums[i][j][e + 2], scale, total[i][j][e + 2]);
+          sums[i][j][e] = 0.0f;
+          sums[i][j][e + 2] = 0.0f;
+        }
+      }
+    }
+  }
+};
+
+template <typename S>
+BATON_DEVICE void StoreSums(const GemmLaunch& args, const GemmTile& tile, const Columns<S>& columns,
+                            const Sums<S>& sums, int row, int column) {
+  constexpr int kHalf = S::kColumnTiles / 2;
+  const int64_t out_column = BlockZ() * args.out_step;
+#pragma unroll
+  for (int i = 0; i < S::kRowTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < S::kColumnTiles; ++j) {
+      if (columns.pair && j >= kHalf) continue;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int r = row + i * 16 + Lane() / 4 + e / 2 * 8;
+        const int output = columns.Output(column + j * 8 + Lane() % 4 * 2 + e % 2);
+        if (r >= tile.rows || output >= args.n) continue;
+        float sum = sums[i][j][e];
+        if (columns.pair) sum = SiluMul(sum, sums[i][(j + kHalf) % S::kColumnTiles][e]);
+        StoreSum(args, tile.row + r, out_column + output, sum);
+      }
+    }
+  }
+}
+
+template <typename S>
+BATON_KERNEL(S::kThreads)
+GemmBf16Kernel(const GemmLaunch args) {
+  auto& ring = SharedMemory<Ring<S>>();
+  const GemmTile tile = FindTile<S::kRows>(args, BlockX());
+  if (tile.rows <= 0) return;  // the whole block
+  const Columns<S> columns(args);
+  const Copies<S> copies(args, tile, columns);
+  const int row = Warp() / S::kColumnWarps * S::kWarpRows;
+  const int column = Warp() % S::kColumnWarps * S::kWarpColumns;
+  const bool works = row < tile.rows && columns.Output(column) < args.n;
+  const Scales<S> scales(args, tile, columns, column);
+  Sums<S> sums = {};
+  Sums<S> total = {};  // for scales; otherwise not used
+  const int stages = (args.k + S::kDepth - 1) / S::kDepth;
+  for (int i = 0; i < S::kStages - 1; ++i) {
+    if (i < stages) copies.Load(args, ring.stages[i], i * S::kDepth);
+    CopyAsyncCommit();
+  }
+  for (int i = 0; i < stages; ++i) {
+    CopyAsyncWait<S::kStages - 2>();
+    SyncBlock();
+    const int next = i + S::kStages - 1;
+    if (next < stages) copies.Load(args, ring.stages[next % S::kStages], next * S::kDepth);
+    CopyAsyncCommit();
+    if (!works) continue;
+    const Stage<S>& stage = ring.stages[i % S::kStages];
+#pragma unroll 1
+    for (int chunk = 0; chunk < S::kDepth; chunk += kChunk) {
+      const int k = i * S::kDepth + chunk;
+      if (k >= args.k) break;
+      if constexpr (S::kFp8) {
+        MultiplyE4M3<S>(sums, stage, row, column, chunk);
+        if (k + kChunk >= args.k || (k + kChunk) % args.block_k == 0) {
+          scales.Promote(columns, k / args.block_k, sums, total);
+        }
+      } else {
+        MultiplyBf16<S>(sums, stage, row, column, chunk);
+      }
+    }
+  }
+  CopyAsyncWait<0>();
+  if (works) StoreSums<S>(args, tile, columns, S::kFp8 ? total : sums, row, column);
+}
+
+template <typename S>
+cudaError_t LaunchWith(const GemmLaunch& args, cudaStream_t stream) {
+  const bool pair = args.epilogue == GemmEpilogue::kSiluMul;
+  return Launch(GemmBf16Kernel<S>,
+                {.grid = GemmGrid(args, S::kRows, pair ? S::kColumns / 2 : S::kColumns),
+                 .threads = S::kThreads,
+                 .shared_bytes = sizeof(Ring<S>),
+                 .stream = stream},
+                args);
+}
+
+// By the mean rows of a group: decoding reads w once for a few rows and wants bytes in flight,
+// prefill wants each byte in shared memory used often.
+template <bool kFp8>
+cudaError_t LaunchType(const GemmLaunch& args, cudaStream_t stream) {
+  const int rows = (args.rows + args.groups - 1) / args.groups;
+  if (rows <= 16) {
+    return LaunchWith<Shape<16, 64, 1, 4, kFp8 ? 64 : 128, kFp8 ? 6 : 3, kFp8>>(args, stream);
+  }
+  if (rows <= 64) return LaunchWith<Shape<64, 64, 2, 2, 64, 3, kFp8>>(args, stream);
+  return LaunchWith<Shape<128, 128, 2, 4, 64, kFp8 ? 3 : 2, kFp8>>(args, stream);
+}
+
+}  // namespace
+
+cudaError_t LaunchGemmBf16(const GemmLaunch& args, cudaStream_t stream) {
+  return args.type == GemmType::kE4M3 ? LaunchType<true>(args, stream)
+                                      : LaunchType<false>(args, stream);
+}
+
+}  // namespace baton::kernels::cuda
