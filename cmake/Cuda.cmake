@@ -43,8 +43,7 @@ set(BATON_CUDA_HOST
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_logits.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_moe.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_pages.cc
-    ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_rows.cc
-    ${CMAKE_SOURCE_DIR}/kernels/cuda/unfinished.cc)
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_rows.cc)
 
 # Collectives and hand-off between GPUs.
 set(BATON_NCCL_SOURCES

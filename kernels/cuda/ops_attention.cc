@@ -85,41 +85,50 @@ struct AbsorbedPrefill {
   GemmLaunch expand;
 };
 
+// `q` [T, heads, head], outputs elsewhere.
+MlaHeadsLaunch AbsorbOf(const TensorView& q, const Weight& kv_b, int v, int kv_lora) {
+  const int heads = static_cast<int>(q.dim(1));
+  const int per_head = static_cast<int>(kv_b.w.dim(0)) / heads;
+  return {.q = HeadRows(q),
+          .kv_b = GemmWeightOf(kv_b),
+          .type = GemmTypeOf(kv_b.w.dtype),
+          .block_n = kv_b.block_n,
+          .block_k = kv_b.block_k,
+          .rows = static_cast<int>(q.dim(0)),
+          .heads = heads,
+          .nope = per_head - v,
+          .per_head = per_head,
+          .kv_lora = kv_lora};
+}
+
+// `out` [T, heads, v], inputs elsewhere: [T, heads * kv_lora].
+GemmLaunch ExpandOf(const Weight& kv_b, int kv_lora, const TensorView& out) {
+  const int64_t heads = out.dim(1), v = out.dim(2), per_head = kv_b.w.dim(0) / heads;
+  return {.w = GemmWeightOf(kv_b),
+          .out = {.data = out.data, .stride = heads * v, .bf16 = out.dtype == DType::kBF16},
+          .rows = static_cast<int>(out.dim(0)),
+          .n = static_cast<int>(v),
+          .k = kv_lora,
+          .block_n = kv_b.block_n,
+          .block_k = kv_b.block_k,
+          .type = GemmTypeOf(kv_b.w.dtype),
+          .batch = static_cast<int>(heads),
+          .x_step = kv_lora,
+          .w_step = per_head,
+          .out_step = v,
+          .w_begin = per_head - v};
+}
+
 AbsorbedPrefill MakePrefill(const MlaPrefillArgs& args) {
-  const int heads = static_cast<int>(args.q.dim(1)), v = static_cast<int>(args.out.dim(2));
-  const int per_head = static_cast<int>(args.kv_b.w.dim(0)) / heads;
-  const int kv_lora = args.pages.kv_lora;
-  AbsorbedPrefill work;
-  work.absorb = {.q = HeadRows(args.q),
-                 .kv_b = GemmWeightOf(args.kv_b),
-                 .type = GemmTypeOf(args.kv_b.w.dtype),
-                 .block_n = args.kv_b.block_n,
-                 .block_k = args.kv_b.block_k,
-                 .heads = heads,
-                 .nope = per_head - v,
-                 .per_head = per_head,
-                 .kv_lora = kv_lora};
-  work.attend = {.q = HeadRows(args.q),
-                 .pages = PagesOf(args.pages),
-                 .batch = BatchOf(args.batch),
-                 .heads = heads,
-                 .head = static_cast<int>(args.q.dim(2)),
-                 .scale_log2 = args.softmax_scale * std::numbers::log2e_v<float>};
-  work.expand = {.w = GemmWeightOf(args.kv_b),
-                 .out = {.data = args.out.data,
-                         .stride = int64_t{heads} * v,
-                         .bf16 = args.out.dtype == DType::kBF16},
-                 .n = v,
-                 .k = kv_lora,
-                 .block_n = args.kv_b.block_n,
-                 .block_k = args.kv_b.block_k,
-                 .type = GemmTypeOf(args.kv_b.w.dtype),
-                 .batch = heads,
-                 .x_step = kv_lora,
-                 .w_step = per_head,
-                 .out_step = v,
-                 .w_begin = per_head - v};
-  return work;
+  const int v = static_cast<int>(args.out.dim(2)), kv_lora = args.pages.kv_lora;
+  return {.absorb = AbsorbOf(args.q, args.kv_b, v, kv_lora),
+          .attend = {.q = HeadRows(args.q),
+                     .pages = PagesOf(args.pages),
+                     .batch = BatchOf(args.batch),
+                     .heads = static_cast<int>(args.q.dim(1)),
+                     .head = static_cast<int>(args.q.dim(2)),
+                     .scale_log2 = args.softmax_scale * std::numbers::log2e_v<float>},
+          .expand = ExpandOf(args.kv_b, kv_lora, args.out)};
 }
 
 }  // namespace
@@ -162,6 +171,21 @@ absl::Status MlaDecode(Device& device, const MlaDecodeArgs& args) {
     BATON_RETURN_IF_ERROR(RunDecode(state, launch));
   }
   return state.Finish(cudaSuccess, "mla_decode");
+}
+
+absl::Status MlaAbsorbQ(Device& device, const MlaAbsorbQArgs& args) {
+  CudaState& state = CudaState::Begin(device);
+  MlaHeadsLaunch launch = AbsorbOf(args.q, args.kv_b, args.v, static_cast<int>(args.out.dim(2)));
+  launch.out = HeadRows(args.out);
+  return state.Finish(LaunchMlaHeads(launch, state.stream()), "mla_absorb_q");
+}
+
+absl::Status MlaExpandV(Device& device, const MlaExpandVArgs& args) {
+  CudaState& state = CudaState::Begin(device);
+  GemmLaunch launch = ExpandOf(args.kv_b, static_cast<int>(args.o_lat.dim(2)), args.out);
+  launch.x = HeadRows(args.o_lat);
+  launch.x.stride *= args.o_lat.dim(1);
+  return state.Finish(LaunchGemm(launch, state.stream()), "mla_expand_v");
 }
 
 absl::Status MlaPrefill(Device& device, const MlaPrefillArgs& args) {
