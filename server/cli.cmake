@@ -7,8 +7,10 @@ baton_library(baton_bench_experts SRCS bench_experts.cc DEPS baton_scheduler)
 
 # The `baton` command: each subcommand is a main_<name>.cc, listed in commands.h and main.cc.
 if(TARGET baton_tokenizer)
-add_executable(baton main.cc main_bench.cc main_bench_experts.cc main_chat.cc main_check.cc main_decode.cc
-               main_experts.cc main_generate.cc main_prefill.cc main_router.cc main_serve.cc)
-target_link_libraries(baton PRIVATE baton_flags baton_cli baton_roles baton_bench_experts)
+add_library(baton_main OBJECT main.cc main_bench.cc main_bench_experts.cc main_chat.cc main_check.cc main_decode.cc
+            main_experts.cc main_generate.cc main_prefill.cc main_router.cc main_serve.cc)
+target_link_libraries(baton_main PUBLIC baton_flags baton_cli baton_roles baton_bench_experts)
+add_executable(baton)
+target_link_libraries(baton PRIVATE baton_main)
 set_target_properties(baton PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
 endif()
