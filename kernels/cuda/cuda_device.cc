@@ -42,10 +42,7 @@ absl::Status CopyToDevice(Device& device, void* to, const void* from, size_t byt
 }
 
 absl::Status CopyToHost(Device& device, void* to, const void* from, size_t bytes) {
-  const cudaStream_t stream = CudaState::Of(device).stream();
-  BATON_RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream),
-                                   "copy from the GPU"));
-  return CudaStatus(cudaStreamSynchronize(stream), "copy from the GPU");
+  return CudaState::Of(device).CopyToHost(to, from, bytes, "copy from the GPU");
 }
 
 absl::Status Synchronize(Device& device) {
@@ -158,6 +155,17 @@ absl::StatusOr<void*> CudaState::ScratchBytes(size_t bytes) {
   void* const data = static_cast<char*>(blocks_.back().data) + used_;
   used_ += rounded;
   return data;
+}
+
+absl::Status CudaState::EnqueueUpload(void* to, const void* from, size_t bytes, const char* what) {
+  // Pageable memory: the runtime has read it when the call returns.
+  return CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), what);
+}
+
+absl::Status CudaState::CopyToHost(void* to, const void* from, size_t bytes, const char* what) {
+  BATON_RETURN_IF_ERROR(
+      CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), what));
+  return CudaStatus(cudaStreamSynchronize(stream_), what);
 }
 
 absl::Status CudaState::Finish(cudaError_t launched, const char* op) {

@@ -44,6 +44,21 @@ class CudaState final : public DeviceState {
     return static_cast<T*>(*data);
   }
 
+  // The host's values in working memory; they may change when it returns. Null for none. `what` is
+  // for the message of a failure.
+  template <typename T>
+  absl::StatusOr<T*> Upload(const std::vector<T>& values, const char* what) {
+    if (values.empty()) return nullptr;
+    absl::StatusOr<T*> copied = Scratch<T>(static_cast<int64_t>(values.size()));
+    if (!copied.ok()) return copied;
+    const absl::Status status =
+        EnqueueUpload(*copied, values.data(), values.size() * sizeof(T), what);
+    if (!status.ok()) return status;
+    return copied;
+  }
+  // Waits for what the stream was given, and for the copy.
+  absl::Status CopyToHost(void* to, const void* from, size_t bytes, const char* what);
+
   // What an op returns behind its last launch: `launched` as a status, and in a blocking device the
   // first error of what runs.
   absl::Status Finish(cudaError_t launched, const char* op);
@@ -51,6 +66,7 @@ class CudaState final : public DeviceState {
  private:
   CudaState() = default;
   void ResetScratch();
+  absl::Status EnqueueUpload(void* to, const void* from, size_t bytes, const char* what);
 
   int gpu_ = 0;
   int architecture_ = 0;

@@ -13,16 +13,7 @@
 namespace baton::kernels::cuda {
 namespace {
 
-// The host's vector, copied to working memory on the GPU; null for an empty one.
-template <typename T>
-absl::StatusOr<T*> Upload(CudaState& state, const std::vector<T>& values) {
-  if (values.empty()) return nullptr;
-  BATON_ASSIGN_OR_RETURN(T* const copied, state.Scratch<T>(static_cast<int64_t>(values.size())));
-  BATON_RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(copied, values.data(), values.size() * sizeof(T),
-                                                   cudaMemcpyHostToDevice, state.stream()),
-                                   "copy of sampling parameters to the GPU"));
-  return copied;
-}
+constexpr char kUpload[] = "copy of sampling parameters to the GPU";
 
 bool HasPenalties(const SampleParams& params) {
   return !params.seen.empty() &&
@@ -39,7 +30,7 @@ absl::StatusOr<SampleRow*> UploadParams(CudaState& state, const SampleArgs& args
     ++penalized_rows;
     for (const TokenCount& count : params.seen) seen.push_back({count.token, count.generated});
   }
-  BATON_ASSIGN_OR_RETURN(const SeenToken* next_seen, Upload(state, seen));
+  BATON_ASSIGN_OR_RETURN(const SeenToken* next_seen, state.Upload(seen, kUpload));
   const int64_t vocabulary = args.logits.dim(1);
   float* next_penalized = nullptr;
   if (penalized_rows > 0) {
@@ -65,7 +56,7 @@ absl::StatusOr<SampleRow*> UploadParams(CudaState& state, const SampleArgs& args
     next_seen += row.seen_count;
     next_penalized += vocabulary;
   }
-  return Upload(state, rows);
+  return state.Upload(rows, kUpload);
 }
 
 SampleResult ResultOf(const SampleAnswer& answer) {
@@ -104,11 +95,9 @@ absl::Status Sample(Device& device, const SampleArgs& args) {
   BATON_ASSIGN_OR_RETURN(launch.answers, state.Scratch<SampleAnswer>(rows));
   BATON_RETURN_IF_ERROR(CudaStatus(LaunchSample(launch, state.stream()), "sample"));
   std::vector<SampleAnswer> answers(static_cast<size_t>(rows));
-  BATON_RETURN_IF_ERROR(CudaStatus(
-      cudaMemcpyAsync(answers.data(), launch.answers, answers.size() * sizeof(SampleAnswer),
-                      cudaMemcpyDeviceToHost, state.stream()),
-      "copy of sampled tokens from the GPU"));
-  BATON_RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(state.stream()), "sample"));
+  BATON_RETURN_IF_ERROR(state.CopyToHost(answers.data(), launch.answers,
+                                         answers.size() * sizeof(SampleAnswer),
+                                         "copy of sampled tokens from the GPU"));
   for (size_t i = 0; i < answers.size(); ++i) args.results[i] = ResultOf(answers[i]);
   return absl::OkStatus();
 }

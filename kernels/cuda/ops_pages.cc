@@ -43,39 +43,28 @@ absl::StatusOr<PagesLaunch> Prepare(CudaState& state, const Args& args) {
       ((reinterpret_cast<uintptr_t>(launch.pages) | reinterpret_cast<uintptr_t>(launch.message) |
         static_cast<uintptr_t>(entry) | static_cast<uintptr_t>(page)) &
        7u) == 0;
-  BATON_ASSIGN_OR_RETURN(PagePiece* const copied,
-                         state.Scratch<PagePiece>(static_cast<int64_t>(pieces.size())));
-  BATON_RETURN_IF_ERROR(
-      CudaStatus(cudaMemcpyAsync(copied, pieces.data(), pieces.size() * sizeof(PagePiece),
-                                 cudaMemcpyHostToDevice, state.stream()),
-                 "copy of page ranges to the GPU"));
-  launch.pieces = copied;
+  BATON_ASSIGN_OR_RETURN(launch.pieces, state.Upload(pieces, "copy of page ranges to the GPU"));
   const int64_t blocks = (launch.bytes + kChecksumBlock - 1) / kChecksumBlock;
   BATON_ASSIGN_OR_RETURN(launch.sums, state.Scratch<uint64_t>(blocks * kChecksumLanes));
   XXH3_generateSecret_fromSeed(launch.secret, args.seed);
   return launch;
 }
 
-absl::Status CopyBack(CudaState& state, void* to, const void* from, size_t bytes) {
-  BATON_RETURN_IF_ERROR(
-      CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, state.stream()),
-                 "copy of a checksum from the GPU"));
-  return CudaStatus(cudaStreamSynchronize(state.stream()), "checksum of pages");
-}
+constexpr char kCopyBack[] = "copy of a checksum from the GPU";
 
 // Of a message whose sums an earlier launch makes.
 absl::StatusOr<uint64_t> Checksum(CudaState& state, const PagesLaunch& launch, uint64_t seed) {
   if (launch.bytes < kShortestChecksum) {
     std::array<uint8_t, kShortestChecksum> message{};
     const size_t bytes = static_cast<size_t>(launch.bytes);
-    BATON_RETURN_IF_ERROR(CopyBack(state, message.data(), launch.message, bytes));
+    BATON_RETURN_IF_ERROR(state.CopyToHost(message.data(), launch.message, bytes, kCopyBack));
     return XXH3_64bits_withSeed(message.data(), bytes, seed);
   }
   BATON_ASSIGN_OR_RETURN(uint64_t* const on_gpu, state.Scratch<uint64_t>(1));
   BATON_RETURN_IF_ERROR(
       CudaStatus(LaunchPagesChecksum(launch, on_gpu, state.stream()), "pages_checksum"));
   uint64_t checksum = 0;
-  BATON_RETURN_IF_ERROR(CopyBack(state, &checksum, on_gpu, sizeof(checksum)));
+  BATON_RETURN_IF_ERROR(state.CopyToHost(&checksum, on_gpu, sizeof(checksum), kCopyBack));
   return checksum;
 }
 

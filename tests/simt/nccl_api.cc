@@ -5,9 +5,8 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
+#include <deque>
 #include <memory>
-#include <mutex>
 #include <random>
 #include <string>
 #include <utility>

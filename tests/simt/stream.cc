@@ -245,10 +245,9 @@ void Runtime::RunDevice(int device) {
     const std::shared_ptr<Stream> stream = ready[rng_.Below(ready.size())];
     Op& op = stream->queue.front();
     if (op.work && !failed_) {
-      Work work = op.work;
       const uint32_t id = op.id;
       lock.unlock();
-      const bool is_done = work(id);
+      const bool is_done = op.work(id);  // nobody else takes it from the front
       lock.lock();
       if (!is_done && !failed_) {
         // It waits for another device or process; somebody else's turn, or a pause.

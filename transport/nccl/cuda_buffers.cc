@@ -6,7 +6,6 @@
 #include "base/status_macros.h"
 
 namespace baton::transport {
-namespace {
 
 absl::Status RuntimeStatus(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return absl::OkStatus();
@@ -14,6 +13,8 @@ absl::Status RuntimeStatus(cudaError_t error, const char* what) {
   if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(message);
   return absl::InternalError(message);
 }
+
+namespace {
 
 class CudaBuffers final : public BufferOps {
  public:

@@ -8,6 +8,9 @@
 
 namespace baton::transport {
 
+// OK, RESOURCE_EXHAUSTED (out of memory) or INTERNAL, with `what` and CUDA's own words.
+absl::Status RuntimeStatus(cudaError_t error, const char* what);
+
 // Of a GPU's memory, on `stream`.
 std::unique_ptr<BufferOps> MakeCudaBuffers(int gpu, cudaStream_t stream, SumOnGpu sum);
 

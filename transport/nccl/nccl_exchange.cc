@@ -27,11 +27,6 @@ absl::Status NcclStatus(ncclResult_t result, const char* what) {
       absl::StrCat(what, ": ", ncclGetErrorString(result), " (", ncclGetLastError(nullptr), ")"));
 }
 
-absl::Status RuntimeStatus(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(what, ": ", cudaGetErrorString(error)));
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<NcclExchange>> NcclExchange::Create(
