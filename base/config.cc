@@ -225,6 +225,13 @@ class Loader {
                   "\" lacks tcp, over which connections are agreed on; add it: \"" + tls +
                   ",tcp\"");
     }
+    for (const char* name : {"posix", "shm", "sm", "all"}) {
+      if (("," + tls + ",").find("," + std::string(name) + ",") == std::string::npos) continue;
+      Problem(loaded_.origin["handoff.ucx.tls"],
+              "handoff.ucx.tls: \"" + tls + "\" has " + name +
+                  ", whose shared memory messages of an ended group can reach a new one through; "
+                  "write sysv for shared memory, for example \"sysv,tcp\"");
+    }
   }
 
   template <typename Role>

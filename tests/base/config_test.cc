@@ -155,11 +155,15 @@ TEST_F(ConfigTest, NetworksOfHandoffsAreChecked) {
       "    net_devices: eth0, eth1\n"
       "    listen_ip: host\n"
       "    listen_port: 65536\n");
-  EXPECT_THAT(errors, StartsWith("the configuration has 4 problems:\n"));
+  EXPECT_THAT(errors, StartsWith("the configuration has 5 problems:\n"));
   for (const char* expected : {
            ".yaml:3: handoff.ucx.tls: \"posix\" lacks tcp, over which connections are agreed on; "
            "add "
            "it: \"posix,tcp\"",
+           ".yaml:3: handoff.ucx.tls: \"posix\" has posix, whose shared memory messages of an "
+           "ended "
+           "group can reach a new one through; write sysv for shared memory, for example "
+           "\"sysv,tcp\"",
            ".yaml:4: handoff.ucx.net_devices: \"eth0, eth1\" is not a list of names; expected "
            "names "
            "separated by commas without spaces, for example all\n",

@@ -12,7 +12,7 @@ namespace baton::decode_worker {
 namespace {
 
 const transport::GroupParam kUcx{
-    "ucx", [] { return std::make_unique<transport::UcxGroupFabric>("posix,tcp"); }};
+    "ucx", [] { return std::make_unique<transport::UcxGroupFabric>("sysv,tcp"); }};
 INSTANTIATE_TEST_SUITE_P(Ucx, ExpertDeathsTest, testing::Values(kUcx), FabricName);
 
 TEST(ExpertUcxTest, ExpertsMoveAndRanksComeAndGo) {
@@ -28,7 +28,7 @@ TEST(ExpertUcxTest, ExpertsMoveAndRanksComeAndGo) {
   options.group.rebalance.min_gain = 0.01;
   options.group.rebalance.max_staged = 2;
   options.group.rebalance.keep_slack = 0;
-  ExpertCluster cluster(options, std::make_unique<transport::UcxGroupFabric>("posix,tcp"));
+  ExpertCluster cluster(options, std::make_unique<transport::UcxGroupFabric>("sysv,tcp"));
   cluster.Await("placements that change", [&] { return cluster.report(0).copies > 0; });
   for (const int32_t victim : {2, 0}) {
     SCOPED_TRACE(victim);

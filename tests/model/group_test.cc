@@ -92,7 +92,7 @@ class GroupTest : public testing::TestWithParam<Setup> {
  protected:
   GroupTest() : model_(LoadTestModel(std::get<0>(GetParam()))) {
     if (std::get<1>(GetParam())) {
-      fabric_ = std::make_unique<transport::UcxGroupFabric>("posix,tcp");
+      fabric_ = std::make_unique<transport::UcxGroupFabric>("sysv,tcp");
     } else {
       fabric_ = std::make_unique<transport::InprocGroupFabric>();
     }

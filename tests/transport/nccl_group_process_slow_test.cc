@@ -8,7 +8,7 @@ namespace {
 
 INSTANTIATE_TEST_SUITE_P(Nccl, GroupProcessTest,
                          testing::Values(GroupProcessParam{"emulated", "nccl_collectives_child",
-                                                           "posix,tcp"}),
+                                                           "sysv,tcp"}),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

@@ -12,7 +12,7 @@ GroupParam Ucx(const std::string& name, const std::string& tls) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ucx, CollectivesConformance,
-                         testing::Values(Ucx("posix_tcp", "posix,tcp"), Ucx("tcp", "tcp")),
+                         testing::Values(Ucx("sysv_tcp", "sysv,tcp"), Ucx("tcp", "tcp")),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

@@ -6,8 +6,8 @@ namespace baton::transport {
 namespace {
 
 INSTANTIATE_TEST_SUITE_P(Ucx, GroupProcessTest,
-                         testing::Values(GroupProcessParam{"posix_tcp", "collectives_child",
-                                                           "posix,tcp"},
+                         testing::Values(GroupProcessParam{"sysv_tcp", "collectives_child",
+                                                           "sysv,tcp"},
                                          GroupProcessParam{"tcp", "collectives_child", "tcp"}),
                          [](const auto& info) { return info.param.name; });
 

@@ -292,5 +292,28 @@ TEST(UcxLibrary, AConnectionToAPeerThatHasJustEndedIsAnError) {
   }
 }
 
+// The next worker of a process is another one, whatever the system's name of the old one's shared
+// memory means by then. UCX's posix transport names it by a file descriptor, which the next worker
+// gets again: messages meant for a group that has ended arrived in the next one, and UCX ended the
+// process by an assertion.
+TEST(UcxLibrary, TheAddressOfAnEndedWorkerDoesNotReachTheNextOne) {
+  for (int i = 0; i < 3; ++i) {
+    RawWorker worker(UcxOptions().tls);
+    auto peer = std::make_unique<RawWorker>(UcxOptions().tls);
+    const std::string address = peer->Address();
+    peer.reset();
+    RawWorker next(UcxOptions().tls);
+    bool failed = worker.Connect(address) != UCS_OK;
+    MonotonicClock clock;
+    const Tick end = clock.Now() + Duration::Seconds(20);
+    while (!failed && clock.Now() < end) {
+      worker.Progress();
+      next.Progress();
+      failed = worker.lost();
+    }
+    EXPECT_TRUE(failed) << i;
+  }
+}
+
 }  // namespace
 }  // namespace baton::transport

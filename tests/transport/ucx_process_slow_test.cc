@@ -146,7 +146,7 @@ TEST_P(UcxProcessTest, ReportsAnAddressWhoseProcessIsGone) {
   ExpectWorks();
 }
 
-INSTANTIATE_TEST_SUITE_P(Tls, UcxProcessTest, testing::Values("posix,tcp", "tcp"),
+INSTANTIATE_TEST_SUITE_P(Tls, UcxProcessTest, testing::Values("sysv,tcp", "tcp"),
                          [](const auto& info) {
                            std::string name = info.param;
                            std::replace(name.begin(), name.end(), ',', '_');

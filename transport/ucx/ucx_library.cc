@@ -155,8 +155,8 @@ absl::StatusOr<UcxContext> CreateUcxContext(const UcxOptions& options) {
     return absl::FailedPreconditionError(absl::StrCat(
         "UCX cannot start: ", ucs_status_string(status), "; transports (tls) are '", options.tls,
         "', network devices '", options.net_devices,
-        "': name ones that this host has ('ip link' shows devices; tls 'posix,tcp' works "
-        "on every Linux host with a network device and /dev/shm)"));
+        "': name ones that this host has ('ip link' shows devices; tls 'sysv,tcp' works "
+        "on every Linux host with a network device)"));
   }
   return UcxContext(context);
 }
@@ -171,8 +171,8 @@ absl::StatusOr<UcxWorker> CreateUcxWorker(ucp_context_h context) {
   if (status != UCS_OK) {
     return absl::FailedPreconditionError(absl::StrCat(
         "UCX cannot open its transports: ", ucs_status_string(status),
-        "; check that /dev/shm has 64 MiB free (containers: --shm-size, or an emptyDir of medium "
-        "Memory) and that the limit of open files is above 1024 (ulimit -n)"));
+        "; check that System V shared memory has 64 MiB free (kernel.shmall, kernel.shmmni and the "
+        "container's memory limit) and that the limit of open files is above 1024 (ulimit -n)"));
   }
   return UcxWorker(worker);
 }

@@ -15,7 +15,7 @@ namespace {
 
 absl::Status CheckOptions(const UcxOptions& options) {
   if (options.tls.empty()) {
-    return absl::InvalidArgumentError("ucx: tls is empty; name transports, e.g. 'posix,tcp'");
+    return absl::InvalidArgumentError("ucx: tls is empty; name transports, e.g. 'sysv,tcp'");
   }
   if (options.max_posts_in_flight == 0 || options.max_transfers == 0 ||
       options.max_waiting_messages == 0 || options.max_message_bytes == 0 ||

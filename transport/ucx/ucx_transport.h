@@ -29,7 +29,7 @@ struct UcxOptions {
   // UCX transports to choose from, comma-separated; UCX takes the fastest that both sides have.
   // "tcp" must be among them: connections are agreed on over it. Add "rc" or "ud" for RDMA. ("cma"
   // adds nothing: it cannot cope with a peer that dies, and UCX leaves it aside.)
-  std::string tls = "posix,tcp";
+  std::string tls = "sysv,tcp";
   std::string net_devices = "all";  // e.g. "eth0" or "mlx5_0:1"
   // Where to listen for peers, and the only address told to them. Empty: on every IPv4 address,
   // telling those of `net_devices`. "127.0.0.1" keeps it to this host.
