@@ -30,8 +30,11 @@
 #include <cstdint>
 
 // BATON_KERNEL(threads) name(const Args args): a kernel launched with exactly `threads` threads a
-// block. BATON_DEVICE: a function of kernels, always inlined.
+// block. BATON_DEVICE: a function of kernels, always inlined. BATON_GRID_CONSTANT in front of a
+// kernel's argument: it is not copied for each thread, as those with a TensorMap must not be.
 #include <device_macros.h>
+
+#include "kernels/cuda/tensor_map.h"
 
 namespace baton::kernels::cuda {
 
@@ -140,6 +143,17 @@ BATON_DEVICE void AwaitTransaction(TransactionBarrier* barrier, int parity);
 BATON_DEVICE void CopyBulk(void* shared, const void* global, int bytes,
                            TransactionBarrier* barrier);
 
+// A box of a tensor (kernels/cuda/tensor_map.h), the one whose first element is (column, row,
+// layer), to shared memory by the copy engine: `shared` aligned to 1024, row r of the box at byte
+// 128 r, its pieces of 16 bytes where SwizzledByte says. Elements outside of the tensor become 0.
+// Counts all of the box into the barrier's bytes.
+BATON_DEVICE void CopyTensor(void* shared, const TensorMap* map, int column, int row, int layer,
+                             TransactionBarrier* barrier);
+// Makes what this thread has written to shared memory, by stores or CopyAsync16, known to the copy
+// engine and to matrix instructions of warpgroups: by each thread that wrote, in front of the
+// barrier behind which they use it.
+BATON_DEVICE void FenceAsyncProxy();
+
 // --- matrix instructions: all 32 lanes together
 
 // Four 8x8 matrices of 16-bit values from shared memory: lane l gives the address of row l % 8 of
@@ -160,6 +174,55 @@ BATON_DEVICE void MmaBf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t 
 // has two of 16: a: [g][4q..4q+3], [g+8][4q..], [g][4q+16..], [g+8][4q+16..]; b: [4q..][g],
 // [4q+16..][g]. (sm_89 and later)
 BATON_DEVICE void MmaE4M3(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+// --- matrix instructions of warpgroups (sm_90a): the 128 threads of four warps, the first of them
+// a multiple of 4, together
+
+// Their operands lie in shared memory in rows of 128 bytes, eight of them from a multiple of 1024
+// on. In row r, piece p of 16 bytes lies where piece p ^ (r % 8) would, so that what an instruction
+// reads at once lies on different banks: this is byte `byte` of row `row`, from the first row on.
+constexpr BATON_DEVICE int SwizzledByte(int row, int byte) {
+  return row * 128 + (byte ^ (row % 8 * 16));
+}
+
+// An operand whose rows (of a) or columns (of b) are the rows, `byte` (a multiple of 32) of each
+// being the first k.
+struct OperandByRows {
+  uint64_t bits;
+};
+BATON_DEVICE OperandByRows RowsAt(const void* rows, int byte);
+// An operand b whose k are the rows; 64 columns of BF16 in a row, the next 64 `bytes` behind.
+struct OperandByColumns {
+  uint64_t bits;
+};
+BATON_DEVICE OperandByColumns ColumnsAt(const void* rows, int bytes);
+
+// d = a b, with `add` d += a b: a is 64x16 BF16, b 16xkN BF16, d 64xkN F32. Warp w of the group has
+// rows 16 w .. 16 w + 15; with g = lane / 4 and q = lane % 4 a lane holds of its warp's
+//   a: as MmaBf16
+//   d: [g][8i + 2q], [g][8i + 2q + 1], [g + 8][8i + 2q], [g + 8][8i + 2q + 1] in d[4i] .. d[4i + 3]
+// An output's bits depend on its own row of a and column of b alone.
+//
+// The instruction runs on behind the call. Until a GroupMmaWait that names them nobody touches d or
+// a's registers, and nobody writes the operands in shared memory before all four warps have waited.
+// In front of the first instruction, and of one that uses registers touched since, stands a
+// GroupMmaFence that names them. Arrays in registers have constant indices.
+template <int kN>
+BATON_DEVICE void GroupMmaBf16(float (&d)[kN / 2], OperandByRows a, OperandByRows b, bool add);
+template <int kN>
+BATON_DEVICE void GroupMmaBf16(float (&d)[kN / 2], const uint32_t (&a)[4], OperandByColumns b,
+                               bool add);
+// The same with a 64x32 E4M3 and b 32xkN E4M3.
+template <int kN>
+BATON_DEVICE void GroupMmaE4M3(float (&d)[kN / 2], OperandByRows a, OperandByRows b, bool add);
+// `registers`: arrays of float or uint32_t.
+template <typename... Registers>
+BATON_DEVICE void GroupMmaFence(Registers&... registers);
+// Closes the group of this warp's instructions so far.
+BATON_DEVICE void GroupMmaCommit();
+// Until at most `kPending` of the latest groups are under way.
+template <int kPending, typename... Registers>
+BATON_DEVICE void GroupMmaWait(Registers&... registers);
 
 // --- numbers
 

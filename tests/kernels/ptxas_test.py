@@ -4,8 +4,8 @@
     ptxas_test.py --nvcc NVCC --folder BUILD/kernels/cuda FILE.cu ...           checks
     ptxas_test.py --nvcc NVCC --folder BUILD/kernels/cuda --update FILE.cu ...  rewrites the table
 
-Fails for a kernel that spills or has a stack frame (unless ALLOWED says why it may), and where registers or static shared
-memory differ from docs/kernels/cuda-registers.md. Another release of nvcc allocates other registers: with one, only spills
+Fails for a kernel that spills or has a stack frame (unless ALLOWED says why it may), where ptxas had to mend or to serialize
+the matrix instructions of warpgroups, and where registers or static shared memory differ from docs/kernels/cuda-registers.md. Another release of nvcc allocates other registers: with one, only spills
 are checked.
 """
 
@@ -52,6 +52,11 @@ def parse(text: str) -> dict[tuple[str, str], dict[str, int]]:
     return found
 
 
+def mended(text: str) -> list[str]:
+    """What ptxas says it has done to the matrix instructions of warpgroups, such as waits that were missing (C7510 to C7519)."""
+    return [line.split("info    : ")[-1] for line in text.splitlines() if re.search(r"\(C75\d\d\)", line)]
+
+
 def short_names(symbols: list[str]) -> dict[str, str]:
     """Demangled, without return type, parameters and the backend's own namespace."""
     output = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True).stdout
@@ -72,7 +77,9 @@ def collect(folder: pathlib.Path, files: list[str]) -> tuple[dict[tuple[str, str
         if not log.is_file():
             problems.append(f"{log} is missing: build the target baton_cuda_kernels")
             continue
-        found = parse(log.read_text())
+        text = log.read_text()
+        problems += [f"{file}: {advice}" for advice in mended(text)]
+        found = parse(text)
         names = short_names(sorted({symbol for symbol, _ in found}))
         for (symbol, architecture), facts in sorted(found.items()):
             name = names[symbol]
@@ -114,6 +121,8 @@ def self_test() -> None:
     )
     expected = {("_Z1kv", "sm_90a"): {"stack": 14, "registers": 32, "shared": 16}}
     assert found == expected, found
+    advice = "ptxas info    : (C7517) warpgroup.wait is injected in around line 9 by compiler"
+    assert mended(f"ptxas info    : Used 9 registers\n{advice}\n") == [advice.split(" : ")[1]]
     names = short_names(["_ZN5baton7kernels4cuda12_GLOBAL__N_112SampleKernelILi512EEEvNS1_12SampleLaunchE"])
     assert list(names.values()) == ["SampleKernel<512>"], names
 

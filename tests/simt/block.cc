@@ -1,10 +1,8 @@
 #include "tests/simt/block.h"
 
-#include <link.h>
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <new>
 #include <sstream>
@@ -16,7 +14,6 @@
 namespace baton::simt {
 namespace {
 
-constexpr size_t kStackBytes = size_t{96} << 10;
 constexpr size_t kGuardBytes = 4096;
 
 thread_local BlockRunner* current_runner = nullptr;
@@ -24,53 +21,26 @@ thread_local BlockRunner* current_runner = nullptr;
 // A fiber's memory, which outlives the fiber: one that met a fault is never resumed nor unwound.
 class KeptStack {
  public:
-  explicit KeptStack(char* low) : low_(low) {}
+  KeptStack(char* low, size_t bytes) : low_(low), bytes_(bytes) {}
   boost::context::stack_context allocate() {
     boost::context::stack_context out;
-    out.sp = low_ + kStackBytes;
-    out.size = kStackBytes;
+    out.sp = low_ + bytes_;
+    out.size = bytes_;
     return out;
   }
   void deallocate(boost::context::stack_context&) {}
 
  private:
   char* low_;
+  size_t bytes_;
 };
 
-char* NewStack() {
-  void* data = mmap(nullptr, kGuardBytes + kStackBytes, PROT_READ | PROT_WRITE,
+char* NewStack(size_t bytes) {
+  void* data = mmap(nullptr, kGuardBytes + bytes, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   BATON_CHECK_MSG(data != MAP_FAILED, "no memory for the stack of a fiber");
   BATON_CHECK_EQ(mprotect(data, kGuardBytes, PROT_NONE), 0);
   return static_cast<char*>(data) + kGuardBytes;
-}
-
-// The parts of the program that hold constants.
-struct ConstantSegments {
-  std::vector<std::pair<uintptr_t, uintptr_t>> ranges;
-  ConstantSegments() {
-    dl_iterate_phdr(
-        [](dl_phdr_info* info, size_t, void* out) {
-          for (int i = 0; i < info->dlpi_phnum; ++i) {
-            const auto& header = info->dlpi_phdr[i];
-            if (header.p_type != PT_LOAD || (header.p_flags & PF_W) != 0) continue;
-            const uintptr_t begin = info->dlpi_addr + header.p_vaddr;
-            static_cast<ConstantSegments*>(out)->ranges.emplace_back(begin, begin + header.p_memsz);
-          }
-          return 0;
-        },
-        this);
-  }
-  bool Contains(const void* address) const {
-    const uintptr_t at = reinterpret_cast<uintptr_t>(address);
-    return std::any_of(ranges.begin(), ranges.end(),
-                       [at](const auto& range) { return at >= range.first && at < range.second; });
-  }
-};
-
-const ConstantSegments& Constants() {
-  static const ConstantSegments* const segments = new ConstantSegments;
-  return *segments;
 }
 
 }  // namespace
@@ -82,6 +52,8 @@ BlockRunner::BlockRunner()
           Memory::Get().Allocate(kMaxSharedBytes, MemoryKind::kShared, /*device=*/-1))) {
   BATON_CHECK(shared_ != nullptr);
   Memory::Get().Mark(shared_, kMaxSharedBytes, 0);
+  units_.resize(kMaxSharedBytes / 16);
+  writers_.resize(kMaxSharedBytes);
 }
 
 BlockRunner::~BlockRunner() {
@@ -96,7 +68,7 @@ BlockRunner::~BlockRunner() {
 void BlockRunner::Prepare(int count) {
   while (static_cast<int>(threads_.size()) < count) {
     threads_.push_back(std::make_unique<Thread>());
-    threads_.back()->stack = NewStack();
+    threads_.back()->stack = NewStack(kStackBytes);
   }
   for (int i = 0; i < count; ++i) {
     Thread& thread = *threads_[static_cast<size_t>(i)];
@@ -107,7 +79,7 @@ void BlockRunner::Prepare(int count) {
       thread.in_kernel = false;
     }
     if (thread.fiber) continue;
-    thread.fiber = boost::context::fiber(std::allocator_arg, KeptStack(thread.stack),
+    thread.fiber = boost::context::fiber(std::allocator_arg, KeptStack(thread.stack, kStackBytes),
                                          [this, &thread](boost::context::fiber&& scheduler) {
                                            thread.scheduler = std::move(scheduler);
                                            while (true) {
@@ -128,6 +100,8 @@ void BlockRunner::Reset(const Grid& grid, int64_t block) {
   rng_ = Rng(grid.seed + static_cast<uint64_t>(block) * 0x9E3779B97F4A7C15ull);
   const Memory& memory = Memory::Get();
   memory.Mark(shared_, shared_used_, 0);
+  std::fill_n(units_.begin(), (shared_used_ + 15) / 16, SharedUnit{});
+  std::fill_n(writers_.begin(), shared_used_, 0);
   shared_used_ = grid.shared_bytes;
   memory.Mark(shared_, shared_used_, kAddressable);
   for (Barrier& barrier : barriers_) barrier = {};
@@ -149,6 +123,9 @@ void BlockRunner::Reset(const Grid& grid, int64_t block) {
     thread.state = State::kReady;
     thread.open_copies.clear();
     thread.copy_groups.clear();
+    thread.proxy_fences = 0;
+    thread.touched.clear();
+    thread.busy.clear();
     if (grid.races != nullptr) {
       thread.clock.assign(static_cast<size_t>(grid.threads) + 1, 0);  // the last: the copy engine
       thread.clock[static_cast<size_t>(i)] = 1;
@@ -187,6 +164,7 @@ void BlockRunner::Schedule() {
     }
     for (Copy& copy : thread.open_copies) FinishCopy(copy);
   }
+  if (!grid_->stop && !EndedTogether()) grid_->stop = true;
 }
 
 void BlockRunner::Resume(Thread& thread) {
@@ -248,138 +226,6 @@ void BlockRunner::Fail(FaultKind kind, const std::string& what, const void* site
   grid_->stop = true;
   ReportFault(fault);
   while (true) Yield();  // never resumed
-}
-
-// --- memory
-
-void* BlockRunner::SharedBytes(size_t bytes, const void* site) {
-  if (bytes > grid_->shared_bytes) {
-    std::ostringstream what;
-    what << "the kernel uses " << bytes << " bytes of shared memory, it was launched with "
-         << grid_->shared_bytes;
-    Fail(FaultKind::kBadLaunch, what.str(), site);
-  }
-  return shared_;
-}
-
-const char* BlockRunner::RangeProblem(const void* address, int bytes, bool write,
-                                      FaultKind* kind) const {
-  const Memory& memory = Memory::Get();
-  const uint8_t* shadow = memory.Shadow(address);
-  uint8_t all = 0xFF, any = 0;
-  for (int i = 0; i < bytes; ++i) {
-    all &= shadow[i];
-    any |= shadow[i];
-  }
-  if ((all & kAddressable) == 0) {
-    *kind = FaultKind::kOutOfBounds;
-    return "outside of every allocation";
-  }
-  if ((any & kInFlight) != 0) {
-    *kind = FaultKind::kAsyncCopy;
-    return "while an asynchronous copy to it is under way";
-  }
-  if (!write && (all & kInitialized) == 0) {
-    *kind = FaultKind::kUninitialized;
-    return "that nothing has been written to";
-  }
-  return nullptr;
-}
-
-void BlockRunner::Access(const void* address, int bytes, bool write, bool may_be_unaligned,
-                         const void* site) {
-  if (!CheckMemory(address, bytes, write, may_be_unaligned, site)) return;
-  if (write) Memory::Get().AddMark(address, static_cast<size_t>(bytes), kInitialized);
-  if (grid_->races != nullptr) NoteRace(address, bytes, write, /*atomic=*/false, site);
-}
-
-// False for memory that is the thread's own or constant.
-bool BlockRunner::CheckMemory(const void* address, int bytes, bool write, bool may_be_unaligned,
-                              const void* site) {
-  const Memory& memory = Memory::Get();
-  if (!memory.Contains(address)) {
-    const char* const at = static_cast<const char*>(address);
-    if (at >= thread_->stack && at < thread_->stack + kStackBytes) return false;
-    if (!grid_->check_memory || (!write && Constants().Contains(address))) return false;
-    std::ostringstream what;
-    what << (write ? "write" : "read") << " of " << bytes << " bytes of the host's memory";
-    Fail(FaultKind::kHostMemory, what.str(), site);
-  }
-  if (grid_->check_memory) {
-    const auto fail = [&](FaultKind kind, const char* problem) {
-      std::ostringstream what;
-      what << (write ? "write" : "read") << " of " << bytes << " bytes, " << problem << ": "
-           << memory.Describe(address);
-      Fail(kind, what.str(), site);
-    };
-    if (!may_be_unaligned && reinterpret_cast<uintptr_t>(address) % static_cast<size_t>(bytes)) {
-      fail(FaultKind::kMisaligned, "not aligned to its size");
-    }
-    FaultKind kind = FaultKind::kOutOfBounds;
-    const char* const problem = RangeProblem(address, bytes, write, &kind);
-    if (problem != nullptr) fail(kind, problem);
-  }
-  return true;
-}
-
-void BlockRunner::NoteRace(const void* address, int bytes, bool write, bool atomic,
-                           const void* site) {
-  Memory& memory = Memory::Get();
-  const char* const at = static_cast<const char*>(address);
-  const bool is_shared = at >= shared_ && at < shared_ + kMaxSharedBytes;
-  RaceMap& races = is_shared ? shared_races_ : *grid_->races;
-  const std::optional<AccessRecord> earlier =
-      races.Note(reinterpret_cast<size_t>(address), bytes, write, atomic, block_,
-                 thread_->place.thread, thread_->clock, site);
-  if (earlier.has_value()) {
-    std::ostringstream what;
-    what << (write ? "write" : "read") << " of " << memory.Describe(address)
-         << ", not ordered behind the access of ";
-    if (earlier->thread == grid_->threads) {
-      what << "the copy engine for a copy";
-    } else {
-      what << "thread " << earlier->thread;
-    }
-    what << " of block " << earlier->block << " at " << Locate(earlier->site);
-    Fail(FaultKind::kRace, what.str(), site);
-  }
-  if (is_shared) return;
-  uint32_t* const writers = memory.WordTable();
-  for (size_t word = memory.Word(at); word <= memory.Word(at + bytes - 1); ++word) {
-    const uint32_t writer = __atomic_load_n(&writers[word], __ATOMIC_RELAXED);
-    if (writer != 0 && writer != grid_->op && !IsOrderedBehind(grid_->op, writer)) {
-      std::ostringstream what;
-      what << (write ? "write" : "read") << " of " << memory.Describe(address)
-           << ", which another stream writes; nothing orders this kernel behind that";
-      Fail(FaultKind::kStreamOrder, what.str(), site);
-    }
-    if (write) __atomic_store_n(&writers[word], grid_->op, __ATOMIC_RELAXED);
-  }
-}
-
-uint32_t BlockRunner::Atomic(AtomicOp op, void* address, uint32_t value, const void* site) {
-  CheckMemory(address, 4, /*write=*/false, /*may_be_unaligned=*/false, site);
-  if (grid_->races != nullptr) NoteRace(address, 4, /*write=*/true, /*atomic=*/true, site);
-  auto* const word = static_cast<uint32_t*>(address);
-  uint32_t before = __atomic_load_n(word, __ATOMIC_RELAXED);
-  const auto combine = [op, value](uint32_t old) {
-    const int32_t a = static_cast<int32_t>(old), b = static_cast<int32_t>(value);
-    switch (op) {
-      case AtomicOp::kAdd:
-        return old + value;
-      case AtomicOp::kOr:
-        return old | value;
-      case AtomicOp::kMax:
-        return static_cast<uint32_t>(std::max(a, b));
-      case AtomicOp::kMin:
-        return static_cast<uint32_t>(std::min(a, b));
-    }
-    return old;
-  };
-  while (!__atomic_compare_exchange_n(word, &before, combine(before), false, __ATOMIC_RELAXED,
-                                      __ATOMIC_RELAXED)) {
-  }
-  return before;
 }
 
 // --- barriers
@@ -450,7 +296,11 @@ BlockRunner::LaneCall& BlockRunner::MeetInWarp(int op, const char* name, const L
     return mine;
   }
   warp.arrived = 0;
-  Perform(op, warp.lanes);
+  if (op > kSync) {
+    PerformGroup(op, warp, site);
+  } else {
+    Perform(op, warp.lanes);
+  }
   if (op == kSync && grid_->races != nullptr) {
     std::vector<int> lanes(32);
     for (int i = 0; i < 32; ++i) lanes[static_cast<size_t>(i)] = first + i;

@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/random.h"
@@ -23,7 +24,9 @@
 namespace baton::simt {
 
 using calls::AtomicOp;
+using calls::GroupMma;
 using calls::Invoke;
+using calls::Registers;
 using calls::ThreadPlace;
 using calls::WarpOp;
 
@@ -74,10 +77,24 @@ class BlockRunner {
   void ArriveTransaction(void* barrier, int bytes, const void* site);
   void AwaitTransaction(void* barrier, int parity, const void* site);
   void CopyBulk(void* shared, const void* global, int bytes, void* barrier, const void* site);
+  void CopyTensor(void* shared, const void* map, const int (&at)[3], void* barrier,
+                  const void* site);
+  void FenceAsyncProxy() { ++thread_->proxy_fences; }
+  uint32_t SharedAddress(const void* pointer, const void* site);
+  void IssueGroupMma(const GroupMma& mma, const void* site);
+  void GroupMmaFence(const Registers* named, int count, const void* site);
+  void GroupMmaCommit(const void* site);
+  void GroupMmaWait(int pending, const Registers* named, int count, const void* site);
 
  private:
   static constexpr size_t kMaxSharedBytes = 227 * 1024;
-  static constexpr int kSync = 100;  // beside the WarpOps
+  static constexpr size_t kStackBytes = size_t{96} << 10;  // of a fiber
+  // Beside the WarpOps.
+  static constexpr int kSync = 100;
+  static constexpr int kGroupIssue = 101;
+  static constexpr int kGroupFence = 102;
+  static constexpr int kGroupCommit = 103;
+  static constexpr int kGroupWait = 104;
 
   enum class State : uint8_t { kReady, kWaiting, kDone };
   struct Copy {
@@ -87,6 +104,7 @@ class BlockRunner {
     int valid;
     bool landed;
     const void* site;
+    bool any_value = false;  // what it reads may not be initialized, nor is its copy then
   };
   struct Thread {
     boost::context::fiber fiber;      // where the thread stands, while it does not run
@@ -100,6 +118,11 @@ class BlockRunner {
     std::vector<Copy> open_copies;
     std::deque<std::vector<Copy>> copy_groups;
     VectorClock clock;
+    uint32_t proxy_fences = 0;
+    // Of matrix instructions: which 4 bytes of the stack, where registers lie here, were touched
+    // since a fence named them (empty before the first fence), and what instructions under way use.
+    std::vector<uint64_t> touched;
+    std::vector<Registers> busy;
   };
   struct Barrier {
     int expected = 0;
@@ -115,12 +138,30 @@ class BlockRunner {
     const uint32_t* b = nullptr;
     uint32_t* words = nullptr;
     const void* row = nullptr;
+    const GroupMma* mma = nullptr;
+  };
+  // A warp's part of a matrix instruction of its warpgroup.
+  struct GroupOp {
+    GroupMma mma;  // lane 0's
+    float* d[32];
+    const uint32_t* a[32];
+    std::vector<uint32_t> units;  // of shared memory, that it reads; see SharedUnit
+    bool executed = false;
+    const void* site = nullptr;
   };
   struct WarpState {
     int arrived = 0;
     int op = -1;
     const void* site = nullptr;
     LaneCall lanes[32];
+    std::vector<GroupOp> open_mmas;
+    std::deque<std::vector<GroupOp>> mma_groups;
+    std::vector<std::pair<GroupMma, const void*>> issued;  // for comparison with the other warps
+  };
+  // 16 bytes of shared memory.
+  struct SharedUnit {
+    uint16_t readers = 0;  // instructions under way
+    bool plain = false;    // brought by CopyBulk, as it lay
   };
   struct Transaction {
     int arrivals = 0;  // of a phase
@@ -131,7 +172,7 @@ class BlockRunner {
     std::vector<int> waiting;
   };
   struct BulkCopy {
-    Copy copy;
+    std::vector<Copy> parts;
     char* barrier;
     VectorClock clock;
   };
@@ -151,10 +192,23 @@ class BlockRunner {
   static void Perform(int op, LaneCall* lanes);
   void Land(Copy& copy);
   void FinishCopy(Copy& copy);
-  void CheckCopy(const Copy& copy, const void* site);
+  void CheckCopy(const Copy& copy, bool by_engine, const void* site);
   void LandBulk(size_t index);
   void CompletePhase(Transaction& transaction);
   Transaction& TransactionAt(void* barrier, const void* site);
+  void EnqueueBulk(std::vector<Copy> parts, void* barrier);
+  // group_mma.cc
+  void PerformGroup(int op, WarpState& warp, const void* site);  // by the last lane to come
+  void StartGroupOp(WarpState& warp, const void* site);
+  void CheckOtherWarps(const WarpState& warp, const void* site);
+  void CheckUnit(uint32_t unit, const void* site);
+  void NoteUnits(const GroupOp& op, int thread, const void* site);
+  void Execute(GroupOp& op);
+  void FinishGroupOp(GroupOp& op, const void* site);
+  void TouchRegisters(const void* address, int bytes, const void* site);
+  void NoteSharedWrite(const void* address, int bytes, const void* site);
+  bool IsUnfenced(size_t byte) const;
+  bool EndedTogether();
   void NoteRace(const void* address, int bytes, bool write, bool atomic, const void* site);
   void JoinClocks(const std::vector<int>& threads);
   void Tick(int thread);
@@ -173,6 +227,10 @@ class BlockRunner {
   std::map<char*, Transaction> transactions_;
   std::vector<BulkCopy> bulk_copies_;
   uint32_t engine_clock_ = 0;  // of what has landed
+  std::vector<SharedUnit> units_;
+  // For each byte of shared memory the thread that wrote it last and how many fences it had behind
+  // it, if it was written by a thread; 0: by nobody or by the copy engine.
+  std::vector<uint32_t> writers_;
   char* shared_ = nullptr;
   size_t shared_used_ = 0;  // bytes that the last block had
   RaceMap shared_races_;

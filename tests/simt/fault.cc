@@ -78,6 +78,10 @@ const char* FaultName(FaultKind kind) {
       return "race";
     case FaultKind::kAsyncCopy:
       return "asynchronous copy";
+    case FaultKind::kProxy:
+      return "missing proxy fence";
+    case FaultKind::kGroupMma:
+      return "warpgroup matrix";
     case FaultKind::kBarrier:
       return "divergent barrier";
     case FaultKind::kDeadlock:

@@ -16,6 +16,8 @@ enum class FaultKind : uint8_t {
   kUninitialized,  // read before anything was written
   kRace,           // two threads, one of which writes, without a barrier between
   kAsyncCopy,      // touched while an asynchronous copy to it is under way
+  kProxy,          // written without FenceAsyncProxy, then used by the copy engine or a warpgroup
+  kGroupMma,       // a warpgroup's matrix instruction: its operands, registers or warps
   kBarrier,        // threads of a block or warp meet at different barriers
   kDeadlock,       // nobody can go on
   kWarp,           // lanes call different warp operations together

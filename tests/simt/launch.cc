@@ -60,4 +60,21 @@ void CopyBulk(void* shared, const void* global, int bytes, void* barrier) {
   Runner().CopyBulk(shared, global, bytes, barrier, BATON_SIMT_SITE);
 }
 
+void CopyTensor(void* shared, const void* map, const int (&at)[3], void* barrier) {
+  Runner().CopyTensor(shared, map, at, barrier, BATON_SIMT_SITE);
+}
+
+void IssueGroupMma(const GroupMma& mma) { Runner().IssueGroupMma(mma, BATON_SIMT_SITE); }
+void GroupMmaFence(const Registers* named, int count) {
+  Runner().GroupMmaFence(named, count, BATON_SIMT_SITE);
+}
+void GroupMmaCommit() { Runner().GroupMmaCommit(BATON_SIMT_SITE); }
+void GroupMmaWait(int pending, const Registers* named, int count) {
+  Runner().GroupMmaWait(pending, named, count, BATON_SIMT_SITE);
+}
+void FenceAsyncProxy() { Runner().FenceAsyncProxy(); }
+uint32_t SharedAddress(const void* pointer) {
+  return Runner().SharedAddress(pointer, BATON_SIMT_SITE);
+}
+
 }  // namespace baton::simt::calls

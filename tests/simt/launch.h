@@ -56,10 +56,33 @@ void CopyAsync(void* shared, const void* global, int valid);
 void CopyAsyncCommit();
 void CopyAsyncWait(int pending);
 
+// One instruction of a warpgroup, of a warp's lane.
+struct GroupMma {
+  float* d = nullptr;  // [n / 2]
+  int n = 0;
+  bool e4m3 = false;  // else BF16
+  bool add = false;
+  bool b_by_columns = false;
+  const uint32_t* a_registers = nullptr;  // [4]; null: a
+  uint64_t a = 0, b = 0;                  // as the instruction takes them
+};
+void IssueGroupMma(const GroupMma& mma);
+struct Registers {
+  const void* data = nullptr;
+  int bytes = 0;
+};
+void GroupMmaFence(const Registers* named, int count);
+void GroupMmaCommit();
+void GroupMmaWait(int pending, const Registers* named, int count);
+void FenceAsyncProxy();
+// Byte of the block's shared memory.
+uint32_t SharedAddress(const void* pointer);
+
 void InitTransaction(void* barrier, int arrivals);
 void ArriveTransaction(void* barrier, int bytes);
 void AwaitTransaction(void* barrier, int parity);
 void CopyBulk(void* shared, const void* global, int bytes, void* barrier);
+void CopyTensor(void* shared, const void* map, const int (&at)[3], void* barrier);
 
 }  // namespace baton::simt::calls
 

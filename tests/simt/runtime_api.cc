@@ -12,6 +12,7 @@
 #include "tests/simt/launch.h"
 #include "tests/simt/memory.h"
 #include "tests/simt/stream.h"
+#include "tests/simt/tensor_map.h"
 #include "tests/simt/touch.h"
 
 namespace baton::simt {
@@ -252,6 +253,13 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     default:
       return Answer(cudaErrorInvalidValue);
   }
+}
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned int,
+                                             unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+  *function = baton::simt::DriverFunction(symbol);
+  *result = *function == nullptr ? cudaDriverEntryPointSymbolNotFound : cudaDriverEntryPointSuccess;
+  return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device < 0 || device >= Runtime::Get().options().devices) {

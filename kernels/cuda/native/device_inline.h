@@ -144,6 +144,16 @@ BATON_DEVICE void CopyBulk(void* shared, const void* global, int bytes,
       : "memory");
 }
 
+BATON_DEVICE void CopyTensor(void* shared, const TensorMap* map, int column, int row, int layer,
+                             TransactionBarrier* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(detail::SharedAddress(shared)),
+      "l"(map), "r"(column), "r"(row), "r"(layer), "r"(detail::SharedAddress(barrier))
+      : "memory");
+}
+BATON_DEVICE void FenceAsyncProxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // --- matrix instructions
 
 BATON_DEVICE void LoadMatrix4(uint32_t (&out)[4], const void* row) {
@@ -207,5 +217,7 @@ BATON_DEVICE uint32_t PackBf16(float low, float high) {
 }
 
 }  // namespace baton::kernels::cuda
+
+#include "kernels/cuda/native/group_mma_inline.h"
 
 #endif  // BATON_KERNELS_CUDA_NATIVE_DEVICE_INLINE_H_

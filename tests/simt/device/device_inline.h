@@ -130,6 +130,12 @@ BATON_DEVICE void CopyBulk(void* shared, const void* global, int bytes,
   simt::calls::CopyBulk(shared, global, bytes, barrier);
 }
 
+BATON_DEVICE void CopyTensor(void* shared, const TensorMap* map, int column, int row, int layer,
+                             TransactionBarrier* barrier) {
+  simt::calls::CopyTensor(shared, map, {column, row, layer}, barrier);
+}
+BATON_DEVICE void FenceAsyncProxy() { simt::calls::FenceAsyncProxy(); }
+
 // --- matrix instructions
 
 BATON_DEVICE void LoadMatrix4(uint32_t (&out)[4], const void* row) {
@@ -143,6 +149,49 @@ BATON_DEVICE void MmaBf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t 
 }
 BATON_DEVICE void MmaE4M3(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   simt::calls::Mma(simt::calls::WarpOp::kMmaE4M3, d, a, b);
+}
+
+// --- matrix instructions of warpgroups
+
+namespace detail {
+// The instruction's own format, which tests/simt/group_mma.cc takes apart.
+BATON_DEVICE uint64_t SwizzledMatrix(uint32_t address, int leading_bytes) {
+  return uint64_t{1} << 62 | uint64_t{1024 / 16} << 32 |
+         static_cast<uint64_t>(leading_bytes / 16) << 16 | address / 16;
+}
+}  // namespace detail
+
+BATON_DEVICE OperandByRows RowsAt(const void* rows, int byte) {
+  return {
+      detail::SwizzledMatrix(simt::calls::SharedAddress(rows) + static_cast<uint32_t>(byte), 16)};
+}
+BATON_DEVICE OperandByColumns ColumnsAt(const void* rows, int bytes) {
+  return {detail::SwizzledMatrix(simt::calls::SharedAddress(rows), bytes)};
+}
+template <int kN>
+BATON_DEVICE void GroupMmaBf16(float (&d)[kN / 2], OperandByRows a, OperandByRows b, bool add) {
+  simt::calls::IssueGroupMma({.d = d, .n = kN, .add = add, .a = a.bits, .b = b.bits});
+}
+template <int kN>
+BATON_DEVICE void GroupMmaBf16(float (&d)[kN / 2], const uint32_t (&a)[4], OperandByColumns b,
+                               bool add) {
+  simt::calls::IssueGroupMma(
+      {.d = d, .n = kN, .add = add, .b_by_columns = true, .a_registers = a, .b = b.bits});
+}
+template <int kN>
+BATON_DEVICE void GroupMmaE4M3(float (&d)[kN / 2], OperandByRows a, OperandByRows b, bool add) {
+  simt::calls::IssueGroupMma({.d = d, .n = kN, .e4m3 = true, .add = add, .a = a.bits, .b = b.bits});
+}
+template <typename... Registers>
+BATON_DEVICE void GroupMmaFence(Registers&... registers) {
+  const simt::calls::Registers named[] = {{registers, static_cast<int>(sizeof(registers))}...};
+  simt::calls::GroupMmaFence(named, sizeof...(registers));
+}
+BATON_DEVICE void GroupMmaCommit() { simt::calls::GroupMmaCommit(); }
+template <int kPending, typename... Registers>
+BATON_DEVICE void GroupMmaWait(Registers&... registers) {
+  const simt::calls::Registers named[] = {{registers, static_cast<int>(sizeof(registers))}...};
+  simt::calls::GroupMmaWait(kPending, named, sizeof...(registers));
 }
 
 // --- numbers

@@ -5,5 +5,6 @@
 
 #define BATON_KERNEL(threads) void
 #define BATON_DEVICE inline __attribute__((always_inline))
+#define BATON_GRID_CONSTANT
 
 #endif  // BATON_TESTS_SIMT_DEVICE_DEVICE_MACROS_H_
