@@ -19,6 +19,9 @@ endif()
 
 # The kernels of the CUDA backend: nvcc compiles them for GPUs (kernels/cuda), g++ for the emulation (tests/simt).
 set(BATON_CUDA_KERNELS
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/copy_rows.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/dispatch_pack.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/dispatch_plan.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/embed.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_bf16.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_f32.cu
@@ -39,6 +42,7 @@ set(BATON_CUDA_KERNELS
 set(BATON_CUDA_HOST
     ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_device.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_attention.cc
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_dispatch.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_linear.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_logits.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_moe.cc

@@ -22,7 +22,8 @@
 //  of a sum, and in the multiply-add, which rounds once from AVX2 on and twice at the portable
 //  level
 //  ("fused" below means the level's multiply-add). Embed, QuantizeFp8, PagesPack, PagesUnpack,
-//  MoePermute, LogitsMask and the token of Sample are the same bits on every level and backend.
+//  MoePermute, MoeCount, CopyRows, the ops of dispatch and return, LogitsMask and the token of
+//  Sample are the same bits on every level and backend.
 //  - Errors: INVALID_ARGUMENT for a wrong shape, dtype, alignment, null or range, naming value and
 //  expectation; nothing is
 //    written then. On host backends the contents of index tensors (ids, slots, page tables,
@@ -311,6 +312,88 @@ struct MoeCombineArgs {
   TensorView out;  // out (in and out if accumulate): F32 [T, H] rows
 };
 absl::Status MoeCombine(Device& device, const MoeCombineArgs& args);
+
+// choices[e] += how often `experts` holds e.
+struct MoeCountArgs {
+  TensorView experts;  // I32 [T, k], each in [0, E)
+  TensorView choices;  // in and out: I32 [E]
+};
+absl::Status MoeCount(Device& device, const MoeCountArgs& args);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Rows between ranks
+
+// out[t] = x[index[t]], or x[t] without an index. Where the index is negative out[t] stays.
+struct CopyRowsArgs {
+  TensorView x;      // [M, N] rows of any dtype
+  TensorView index;  // nullable: I32 [T], each < M; absent: M == T
+  TensorView out;    // out: [T, N] rows of the same dtype; does not overlap x
+};
+absl::Status CopyRows(Device& device, const CopyRowsArgs& args);
+
+// A row on its way to the experts of another rank: its values (act, or E4M3 codes with the scales
+// of their groups of 128), and for each choice the slot that it wants there.
+struct RecordLayout {
+  int64_t hidden = 0;          // H
+  int choices = 1;             // k, 1..64
+  DType dtype = DType::kBF16;  // of the values: act or F8E4M3
+  constexpr int64_t row_bytes() const { return hidden * static_cast<int64_t>(DTypeBytes(dtype)); }
+  constexpr int64_t scales() const { return dtype == DType::kF8E4M3 ? (hidden + 127) / 128 : 0; }
+  constexpr int64_t scales_at() const { return (row_bytes() + 3) / 4 * 4; }  // F32 [scales()]
+  constexpr int64_t slots_at() const { return scales_at() + 4 * scales(); }  // I32 [k]
+  // Zeros lie between the parts; a multiple of 16, so that all records of a message are aligned.
+  constexpr int64_t bytes() const { return (slots_at() + 4 * choices + 15) / 16 * 16; }
+};
+
+// Where rows go. A layer's experts lie in slots, `slots_per_rank` on each rank; a row goes once to
+// each rank of which it chose slots, and each chosen slot's output comes back by itself. What goes
+// to a rank is one block of the message, in the order of the rows; what comes home from it one
+// block of the other, in the order of rows, then choices. Packed (both capacities 0) the ranks'
+// blocks lie without gaps; otherwise block r begins at record r * row_capacity and pair r *
+// pair_capacity, so that the host needs to know no counts. Pairs that do not fit are left out.
+struct DispatchPlanArgs {
+  TensorView physical;     // I32 [T, k], in [0, ranks * slots_per_rank)
+  int slots_per_rank = 1;  // 1..65536
+  int row_capacity = 0;    // 0, or at least T
+  int pair_capacity = 0;   // 0 exactly where row_capacity is
+  TensorView counts;       // out: I32 [ranks, 2]: rows and pairs for each, those left out too
+  TensorView records;      // out: I32 [T, k]: at the row's first choice of each rank its record in
+                           // the message, else -1
+  TensorView home_rows;    // out: I32 [T, k]: row of each choice's output at home; -1: left out
+};
+absl::Status DispatchPlan(Device& device, const DispatchPlanArgs& args);
+
+// Writes the message. Of records without a row the slots are written (none is wanted), no more.
+struct DispatchPackArgs {
+  RecordLayout layout;
+  TensorView x;       // layout.dtype [T, H] rows
+  TensorView scales;  // F32 [T, ceil(H / 128)] rows for F8E4M3, else absent
+  DispatchPlanArgs plan;
+  TensorView out;  // out: U8 [N, layout.bytes()], 16-byte aligned; packed: N at least the sum of
+                   // the counts' rows, else ranks * row_capacity
+};
+absl::Status DispatchPack(Device& device, const DispatchPackArgs& args);
+
+// Reads a message that came.
+struct DispatchUnpackArgs {
+  RecordLayout layout;
+  TensorView records;      // U8 [R, layout.bytes()], 16-byte aligned
+  int slots_per_rank = 1;  // as in DispatchPlanArgs
+  TensorView x;            // out, with F8E4M3 alone: act [R, H] rows: code * scale, rounded to act;
+                           // not of records that want no slot
+  TensorView slots;        // out: I32 [R, k]; slots_per_rank: of another rank
+};
+absl::Status DispatchUnpack(Device& device, const DispatchUnpackArgs& args);
+
+// Where the outputs stand in the message home: CopyRows's index for it.
+struct ReturnPlanArgs {
+  TensorView pair_rows;  // I32 [R, k]: MoePermute's rows of DispatchUnpack's slots
+  int row_capacity = 0;  // of the DispatchPlan of all ranks; R is a multiple of it
+  int pair_capacity = 0;
+  TensorView index;  // out: I32 [P]: -1 in places without a pair; packed: P at least the number of
+                     // pairs, else R / row_capacity * pair_capacity
+};
+absl::Status ReturnPlan(Device& device, const ReturnPlanArgs& args);
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Logits

@@ -11,7 +11,8 @@ class EqualTest : public KernelTest {};
 TEST_P(EqualTest, OpsWithoutFloatSumsGiveTheReferencesBits) {
   const OpCases ops;
   for (const char* name :
-       {"Embed", "QuantizeFp8", "PagesPack", "PagesUnpack", "MoePermute", "LogitsMask", "Sample"}) {
+       {"Embed", "QuantizeFp8", "PagesPack", "PagesUnpack", "MoePermute", "MoeCount", "CopyRows",
+        "DispatchPlan", "DispatchPack", "DispatchUnpack", "ReturnPlan", "LogitsMask", "Sample"}) {
     const auto& run = ops.cases.at(name);
     EXPECT_EQ(run(*device_), run(*reference_)) << name;
   }

@@ -37,6 +37,7 @@ class OpCases {
     AddAttention();
     AddPages();
     AddMoe();
+    AddDispatch();
     AddLogits();
   }
   // By the op's name.
@@ -235,6 +236,75 @@ class OpCases {
                                     .shared = x.view(),
                                     .out = out.view()}));
       return out.bytes();
+    };
+  }
+
+  void AddDispatch() {
+    std::vector<int32_t> chosen;
+    for (int32_t i = 0; i < kRows * 3; ++i) chosen.push_back(i * 5 % 12);
+    const Owned slots = Ints(chosen, {kRows, 3});
+    const Owned x = Random(rng_, DType::kBF16, {kRows, kHidden});
+    const RecordLayout layout{.hidden = kHidden, .choices = 3};
+    const auto plan = [=](Device& device, std::vector<Owned>* out) {
+      *out = {Owned(DType::kI32, {3, 2}), Owned(DType::kI32, {kRows, 3}),
+              Owned(DType::kI32, {kRows, 3})};
+      const DispatchPlanArgs args{.physical = slots.view(),
+                                  .slots_per_rank = 4,
+                                  .counts = (*out)[0].view(),
+                                  .records = (*out)[1].view(),
+                                  .home_rows = (*out)[2].view()};
+      EXPECT_OK(DispatchPlan(device, args));
+      return args;
+    };
+    cases["MoeCount"] = [=](Device& device) {
+      Owned counts(DType::kI32, {12});
+      EXPECT_OK(MoeCount(device, {slots.view(), counts.view()}));
+      return counts.bytes();
+    };
+    cases["CopyRows"] = [=](Device& device) {
+      const Owned index = Ints({6, -1, 0, 3});
+      Owned out(DType::kBF16, {4, kHidden});
+      EXPECT_OK(CopyRows(device, {x.view(), index.view(), out.view()}));
+      return out.bytes();
+    };
+    cases["DispatchPlan"] = [=](Device& device) {
+      std::vector<Owned> out;
+      plan(device, &out);
+      Bytes bytes = out[0].bytes();
+      Append(out[1], &bytes);
+      Append(out[2], &bytes);
+      return bytes;
+    };
+    cases["DispatchPack"] = [=](Device& device) {
+      std::vector<Owned> out;
+      const DispatchPlanArgs args = plan(device, &out);
+      Owned message(DType::kU8, {kRows * 3, layout.bytes()});
+      EXPECT_OK(DispatchPack(device, {layout, x.view(), {}, args, message.view()}));
+      return message.bytes();
+    };
+    const RecordLayout codes{.hidden = kHidden, .choices = 3, .dtype = DType::kF8E4M3};
+    Owned message(DType::kU8, {kRows, codes.bytes()});
+    for (int64_t i = 0; i < message.elements(); ++i) {
+      message.as<uint8_t>()[i] = static_cast<uint8_t>(i % 120);
+    }
+    for (int64_t t = 0; t < kRows; ++t) {
+      const float scale = 0.5f + static_cast<float>(t);
+      std::memcpy(message.view().row<uint8_t>(t) + codes.scales_at(), &scale, sizeof scale);
+      const int32_t wanted[] = {t == 2 ? 9 : 3, 4, -7};
+      std::memcpy(message.view().row<uint8_t>(t) + codes.slots_at(), wanted, sizeof wanted);
+    }
+    cases["DispatchUnpack"] = [=](Device& device) {
+      Owned out(DType::kBF16, {kRows, kHidden}), wanted(DType::kI32, {kRows, 3});
+      EXPECT_OK(DispatchUnpack(device, {codes, message.view(), 4, out.view(), wanted.view()}));
+      Bytes bytes = out.bytes();
+      Append(wanted, &bytes);
+      return bytes;
+    };
+    cases["ReturnPlan"] = [=](Device& device) {
+      const Owned pair_rows = Ints({3, -1, 0, -1, -1, 2, 1, -1, -1, 4, -1, -1}, {6, 2});
+      Owned index(DType::kI32, {6});
+      EXPECT_OK(ReturnPlan(device, {pair_rows.view(), 3, 3, index.view()}));
+      return index.bytes();
     };
   }
 
