@@ -55,6 +55,26 @@ class DispatchTest : public KernelTest {
     }
     return Ints(chosen, {rows, choices});
   }
+  // Every pair's output stands where the plan said, and only what does not fit is missing.
+  static void ExpectHome(const Plan& plan, const TestBytes& home, size_t from) {
+    const int64_t choices = plan.physical.shape()[1];
+    int64_t left_out = 0, beyond = 0;
+    for (int64_t pair = 0; pair < plan.physical.elements(); ++pair) {
+      const int32_t row = plan.home_rows.as<int32_t>()[pair];
+      if (row < 0) {
+        ++left_out;
+        continue;
+      }
+      float value = 0;
+      std::memcpy(&value, home.data() + 4 * row, sizeof value);
+      EXPECT_EQ(value, static_cast<float>(1000 * static_cast<int64_t>(from) + pair / choices) +
+                           0.01f * static_cast<float>(plan.physical.as<int32_t>()[pair]));
+    }
+    for (int64_t r = 0; r < plan.counts.shape()[0] && plan.capacities.rows > 0; ++r) {
+      beyond += std::max(plan.Count(r, 1) - plan.capacities.pairs, 0);
+    }
+    EXPECT_EQ(left_out, beyond);
+  }
 };
 
 TEST_P(DispatchTest, PlanByHand) {
@@ -140,6 +160,40 @@ TEST_P(DispatchTest, PackAndUnpackMatchReference) {
   }
 }
 
+// What rank `to` of `ranks` sends home for the records that it got: F32 [places, 1]. Its "experts"
+// add their numbers to a row's first value, so that outputs tell where they come from.
+Owned RunExperts(Device& device, const RecordLayout& layout, const Owned& records, int64_t to,
+                 int64_t ranks, int spr, Capacities capacities) {
+  const int64_t rows = records.shape()[0], choices = layout.choices;
+  Owned slots(DType::kI32, {rows, choices}), offsets(DType::kI32, {spr + 1});
+  Owned row_tokens(DType::kI32, {rows * choices}), pair_rows(DType::kI32, {rows, choices});
+  EXPECT_OK(DispatchUnpack(device, {.layout = layout,
+                                    .records = records.view(),
+                                    .slots_per_rank = spr,
+                                    .x = {},
+                                    .slots = slots.view()}));
+  EXPECT_OK(MoePermute(device, {.experts = slots.view(),
+                                .offsets = offsets.view(),
+                                .row_tokens = row_tokens.view(),
+                                .rows = pair_rows.view()}));
+  const int64_t pairs = offsets.as<int32_t>()[spr];
+  Owned outputs(DType::kF32, {std::max<int64_t>(pairs, 1), 1});
+  for (int64_t e = 0; e < spr; ++e) {
+    for (int32_t i = offsets.as<int32_t>()[e]; i < offsets.as<int32_t>()[e + 1]; ++i) {
+      const float* const row = records.view().row<const float>(row_tokens.as<int32_t>()[i]);
+      outputs.set(i, row[0] + 0.01f * static_cast<float>(to * spr + e));
+    }
+  }
+  const int64_t places = capacities.rows > 0 ? ranks * capacities.pairs : pairs;
+  Owned index(DType::kI32, {places}), returned(DType::kF32, {places, 1});
+  EXPECT_OK(ReturnPlan(device, {.pair_rows = pair_rows.view(),
+                                .row_capacity = capacities.rows,
+                                .pair_capacity = capacities.pairs,
+                                .index = index.view()}));
+  EXPECT_OK(CopyRows(device, {.x = outputs.view(), .index = index.view(), .out = returned.view()}));
+  return returned;
+}
+
 // All ranks of a group in one place: every output has to come back to the row and choice that
 // wanted it, whatever the blocks.
 TEST_P(DispatchTest, OutputsComeHome) {
@@ -148,91 +202,43 @@ TEST_P(DispatchTest, OutputsComeHome) {
   const RecordLayout layout{.hidden = hidden, .choices = choices, .dtype = DType::kF32};
   for (const Capacities capacities : {Capacities{}, Capacities{20, 60}, Capacities{17, 11}}) {
     SCOPED_TRACE(capacities.pairs);
+    const bool packed = capacities.rows == 0;
     std::vector<Plan> plans;
     std::vector<Owned> messages;
     for (int64_t from = 0; from < ranks; ++from) {
       const int64_t rows = 5 + 6 * from;
-      // Value of a row: its rank and number.
-      Owned x(DType::kF32, {rows, hidden});
+      Owned x(DType::kF32, {rows, hidden});  // a row's rank and number
       for (int64_t i = 0; i < x.elements(); ++i) {
         x.set(i, static_cast<float>(1000 * from + i / hidden));
       }
-      Plan& plan =
-          plans.emplace_back(Choose(rows, choices, ranks * spr, 4), ranks, spr, capacities);
-      EXPECT_OK(DispatchPlan(*device_, plan.args()));
-      const int64_t records = capacities.rows > 0 ? ranks * capacities.rows : ranks * rows;
-      messages.push_back(PackOn(*device_, layout, x, {}, plan, records));
+      plans.emplace_back(Choose(rows, choices, ranks * spr, 4), ranks, spr, capacities);
+      EXPECT_OK(DispatchPlan(*device_, plans.back().args()));
+      const int64_t records = packed ? ranks * rows : ranks * capacities.rows;
+      messages.push_back(PackOn(*device_, layout, x, {}, plans.back(), records));
     }
-    // Blocks that rank `to` gets of all ranks, one after the other, and what it sends back.
+    // Block `to` of each rank's message to rank `to`, and its answer's blocks home.
     std::vector<TestBytes> home(ranks);
     std::vector<int64_t> sent_before(ranks, 0);
     for (int64_t to = 0; to < ranks; ++to) {
       TestBytes received;
       for (size_t from = 0; from < ranks; ++from) {
-        const int64_t rows = capacities.rows > 0 ? capacities.rows : plans[from].Count(to, 0);
+        const int64_t rows = packed ? plans[from].Count(to, 0) : capacities.rows;
         const auto begin = messages[from].bytes().begin() + sent_before[from] * layout.bytes();
         received.insert(received.end(), begin, begin + rows * layout.bytes());
         sent_before[from] += rows;
       }
-      const int64_t rows = static_cast<int64_t>(received.size()) / layout.bytes();
-      Owned records(DType::kU8, {rows, layout.bytes()});
+      Owned records(DType::kU8,
+                    {static_cast<int64_t>(received.size()) / layout.bytes(), layout.bytes()});
       std::copy(received.begin(), received.end(), records.as<uint8_t>());
-      Owned slots(DType::kI32, {rows, choices}), offsets(DType::kI32, {spr + 1});
-      Owned row_tokens(DType::kI32, {rows * choices}), pair_rows(DType::kI32, {rows, choices});
-      EXPECT_OK(DispatchUnpack(*device_, {.layout = layout,
-                                          .records = records.view(),
-                                          .slots_per_rank = spr,
-                                          .x = {},
-                                          .slots = slots.view()}));
-      EXPECT_OK(MoePermute(*device_, {.experts = slots.view(),
-                                      .offsets = offsets.view(),
-                                      .row_tokens = row_tokens.view(),
-                                      .rows = pair_rows.view()}));
-      // An "expert" adds its number, by which outputs tell where they come from.
-      const int64_t pairs = offsets.as<int32_t>()[spr];
-      Owned outputs(DType::kF32, {std::max<int64_t>(pairs, 1), 1});
-      for (int64_t e = 0; e < spr; ++e) {
-        for (int32_t i = offsets.as<int32_t>()[e]; i < offsets.as<int32_t>()[e + 1]; ++i) {
-          float value = 0;
-          std::memcpy(&value, records.as<uint8_t>() + row_tokens.as<int32_t>()[i] * layout.bytes(),
-                      sizeof value);
-          outputs.set(i, value + 0.01f * static_cast<float>(to * spr + e));
-        }
-      }
-      const int64_t places = capacities.rows > 0 ? ranks * capacities.pairs : pairs;
-      Owned index(DType::kI32, {places}), returned(DType::kF32, {places, 1});
-      EXPECT_OK(ReturnPlan(*device_, {.pair_rows = pair_rows.view(),
-                                      .row_capacity = capacities.rows,
-                                      .pair_capacity = capacities.pairs,
-                                      .index = index.view()}));
-      EXPECT_OK(
-          CopyRows(*device_, {.x = outputs.view(), .index = index.view(), .out = returned.view()}));
+      const Owned returned = RunExperts(*device_, layout, records, to, ranks, spr, capacities);
       const uint8_t* at = returned.as<uint8_t>();
       for (size_t from = 0; from < ranks; ++from) {
-        const int64_t here = capacities.rows > 0 ? capacities.pairs : plans[from].Count(to, 1);
+        const int64_t here = packed ? plans[from].Count(to, 1) : capacities.pairs;
         home[from].insert(home[from].end(), at, at + 4 * here);
         at += 4 * here;
       }
     }
-    for (size_t from = 0; from < ranks; ++from) {
-      const Plan& plan = plans[from];
-      int64_t left_out = 0, beyond = 0;
-      for (int64_t pair = 0; pair < plan.physical.elements(); ++pair) {
-        const int32_t row = plan.home_rows.as<int32_t>()[pair];
-        if (row < 0) {
-          ++left_out;
-          continue;
-        }
-        float value = 0;
-        std::memcpy(&value, home[from].data() + 4 * row, sizeof value);
-        EXPECT_EQ(value, static_cast<float>(1000 * from + pair / choices) +
-                             0.01f * static_cast<float>(plan.physical.as<int32_t>()[pair]));
-      }
-      for (int64_t r = 0; r < ranks && capacities.rows > 0; ++r) {
-        beyond += std::max(plan.Count(r, 1) - capacities.pairs, 0);
-      }
-      EXPECT_EQ(left_out, beyond);
-    }
+    for (size_t from = 0; from < ranks; ++from) ExpectHome(plans[from], home[from], from);
   }
 }
 
