@@ -215,7 +215,7 @@ struct PageRange {
 struct PagesPackArgs {
   KvPages pages;
   absl::Span<const PageRange> ranges;
-  TensorView message;            // out: U8 [sum of counts * KvEntryBytes]
+  TensorView message;            // out: U8 [sum of counts * KvEntryBytes], in any memory
   uint64_t seed = 0;             // of the checksum: binds the message to its header
   uint64_t* checksum = nullptr;  // out, host memory
 };
@@ -225,7 +225,7 @@ absl::Status PagesPack(Device& device, const PagesPackArgs& args);
 struct PagesUnpackArgs {
   KvPages pages;  // in and out
   absl::Span<const PageRange> ranges;
-  TensorView message;  // U8 [sum of counts * KvEntryBytes]
+  TensorView message;  // U8 [sum of counts * KvEntryBytes], in any memory; free on return
   uint64_t seed = 0;
   uint64_t checksum = 0;  // expected
 };

@@ -39,8 +39,10 @@ absl::StatusOr<std::unique_ptr<HandoffSender>> HandoffSender::Create(
   if (options.max_peers < 1 || options.max_transport_events < 1) {
     return absl::InvalidArgumentError("max_peers and max_transport_events must be at least 1");
   }
+  BATON_ASSIGN_OR_RETURN(std::shared_ptr<std::byte> memory,
+                         transport->Allocate(options.staging_bytes));
   auto sender = std::unique_ptr<HandoffSender>(
-      new HandoffSender(options, clock, runner, std::move(transport),
+      new HandoffSender(options, clock, runner, std::move(transport), std::move(memory),
                         static_cast<int32_t>(std::min<uint64_t>(limit / page_bytes, 1 << 20))));
   BATON_RETURN_IF_ERROR(sender->transport_->Register(sender->ring_.memory()).status());
   return sender;
@@ -49,12 +51,12 @@ absl::StatusOr<std::unique_ptr<HandoffSender>> HandoffSender::Create(
 HandoffSender::HandoffSender(const HandoffSenderOptions& options, Clock& clock,
                              model::Runner& runner,
                              std::unique_ptr<transport::KvTransport> transport,
-                             int32_t pages_per_message)
+                             std::shared_ptr<std::byte> memory, int32_t pages_per_message)
     : options_(options),
       clock_(clock),
       runner_(runner),
       pages_per_message_(pages_per_message),
-      ring_(options.staging_bytes),
+      ring_(std::move(memory), options.staging_bytes),
       transport_(std::move(transport)) {}
 
 // --- calls --------------------------------------------------------------------------------
@@ -119,6 +121,7 @@ void HandoffSender::Fail(RequestKey key, absl::Status status) {
 void HandoffSender::FinishIfComplete(RequestKey key) {
   const Call& call = calls_.at(key);
   if (!call.all_announced || call.backlog > 0) return;
+  transport_->Flush(call.transfer);  // its end waits for nobody's next layers
   if (call.messages > 0) options_.metrics.seconds.Observe((clock_.Now() - call.begun).seconds());
   finished_.push_back({key, absl::OkStatus(), call.messages, call.bytes});
   DropCall(key);

@@ -100,7 +100,8 @@ class HandoffSender final : public model::LayerObserver {
   };
 
   HandoffSender(const HandoffSenderOptions& options, Clock& clock, model::Runner& runner,
-                std::unique_ptr<transport::KvTransport> transport, int32_t pages_per_message);
+                std::unique_ptr<transport::KvTransport> transport,
+                std::shared_ptr<std::byte> memory, int32_t pages_per_message);
 
   absl::StatusOr<transport::TransferId> TransferTo(const std::string& address);
   void QueuePages(const scheduler::HandoffSlice& slice, int32_t layer, Call& call);

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -78,6 +79,15 @@ class KvTransport {
   // Opaque address of this endpoint; peers Prepare with it. Bytes, not text.
   virtual std::string address() const = 0;
 
+  // Memory for payloads of the kind that this transport sends best: a GPU's or pinned memory where
+  // it moves bytes between GPUs, else the host's. Not registered yet; may outlive the endpoint.
+  // RESOURCE_EXHAUSTED when there is not so much.
+  virtual absl::StatusOr<std::shared_ptr<std::byte>> Allocate(size_t bytes);
+
+  // Copies between payloads, this endpoint's or polled from it, and the host's memory; done on
+  // return. For who cannot know what kind of memory a payload is (decorators, tests).
+  virtual absl::Status CopyPayload(std::span<std::byte> to, std::span<const std::byte> from);
+
   // Makes memory usable for Post. It stays the caller's and must outlive the registration.
   // INVALID_ARGUMENT on an empty span, RESOURCE_EXHAUSTED when the fabric refuses.
   virtual absl::StatusOr<RegionId> Register(std::span<std::byte> memory) = 0;
@@ -105,6 +115,11 @@ class KvTransport {
   // No further Post or Notify. kReleased follows once nothing is in flight: exactly one per
   // transfer, its last event, also after kPeerLost. No effect on a transfer released before.
   virtual void Release(TransferId transfer) = 0;
+
+  // A hint that no more will be posted for now: a transport that holds small posts back for a
+  // while, to send several at once, sends them. No effect on others, nor on a transfer that is
+  // over.
+  virtual void Flush(TransferId /*transfer*/) {}
 
   // A small message (at most 4 KiB, copied) to a peer's loop. Errors as for Post. May be lost when
   // the peer's queue is full.

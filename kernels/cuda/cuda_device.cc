@@ -157,9 +157,12 @@ absl::StatusOr<void*> CudaState::ScratchBytes(size_t bytes) {
   return data;
 }
 
-absl::Status CudaState::EnqueueUpload(void* to, const void* from, size_t bytes, const char* what) {
+absl::StatusOr<void*> CudaState::UploadBytes(const void* from, size_t bytes, const char* what) {
+  BATON_ASSIGN_OR_RETURN(void* const to, ScratchBytes(bytes));
   // Pageable memory: the runtime has read it when the call returns.
-  return CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), what);
+  BATON_RETURN_IF_ERROR(
+      CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), what));
+  return to;
 }
 
 absl::Status CudaState::CopyToHost(void* to, const void* from, size_t bytes, const char* what) {

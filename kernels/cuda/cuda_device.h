@@ -49,13 +49,11 @@ class CudaState final : public DeviceState {
   template <typename T>
   absl::StatusOr<T*> Upload(const std::vector<T>& values, const char* what) {
     if (values.empty()) return nullptr;
-    absl::StatusOr<T*> copied = Scratch<T>(static_cast<int64_t>(values.size()));
-    if (!copied.ok()) return copied;
-    const absl::Status status =
-        EnqueueUpload(*copied, values.data(), values.size() * sizeof(T), what);
-    if (!status.ok()) return status;
-    return copied;
+    absl::StatusOr<void*> copied = UploadBytes(values.data(), values.size() * sizeof(T), what);
+    if (!copied.ok()) return copied.status();
+    return static_cast<T*>(*copied);
   }
+  absl::StatusOr<void*> UploadBytes(const void* from, size_t bytes, const char* what);
   // Waits for what the stream was given, and for the copy.
   absl::Status CopyToHost(void* to, const void* from, size_t bytes, const char* what);
 
@@ -66,7 +64,6 @@ class CudaState final : public DeviceState {
  private:
   CudaState() = default;
   void ResetScratch();
-  absl::Status EnqueueUpload(void* to, const void* from, size_t bytes, const char* what);
 
   int gpu_ = 0;
   int architecture_ = 0;

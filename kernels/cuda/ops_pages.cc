@@ -1,5 +1,6 @@
 // The host's side of hand-off messages. Both ops return when the GPU is done: their answer depends
-// on the checksum.
+// on the checksum, and a message's memory may be used again when they return. A message in the
+// host's pageable memory passes through working memory of the GPU.
 
 // For the secret of a seed.
 #define XXH_STATIC_LINKING_ONLY
@@ -21,12 +22,21 @@ namespace {
 // Enough warps in flight for the memory's bandwidth.
 constexpr int kBlocksPerProcessor = 8;
 
-// From the arguments of both ops, which name them alike. The ranges are copied to the GPU. `bytes`
-// of the message > 0.
+bool GpuReads(const void* address) {
+  cudaPointerAttributes attributes = {};
+  if (cudaPointerGetAttributes(&attributes, address) != cudaSuccess) {
+    (void)cudaGetLastError();
+    return false;
+  }
+  return attributes.type != cudaMemoryTypeUnregistered;
+}
+
+// From the arguments of both ops, which name them alike, with the message at `message`. The ranges
+// are copied to the GPU. `bytes` of the message > 0.
 template <typename Args>
-absl::StatusOr<PagesLaunch> Prepare(CudaState& state, const Args& args) {
+absl::StatusOr<PagesLaunch> Prepare(CudaState& state, const Args& args, void* message) {
   PagesLaunch launch{.pages = args.pages.data.template as<uint8_t>(),
-                     .message = args.message.template as<uint8_t>(),
+                     .message = static_cast<uint8_t*>(message),
                      .bytes = static_cast<int64_t>(args.message.bytes())};
   const int64_t entry = KvEntryBytes(args.pages.format, args.pages.kv_lora, args.pages.rope);
   const int64_t page = args.pages.data.strides[0];
@@ -76,12 +86,19 @@ absl::Status PagesPack(Device& device, const PagesPackArgs& args) {
     *args.checksum = XXH3_64bits_withSeed(nullptr, 0, args.seed);
     return absl::OkStatus();
   }
-  BATON_ASSIGN_OR_RETURN(const PagesLaunch launch, Prepare(state, args));
+  const size_t bytes = args.message.bytes();
+  void* message = args.message.data;
+  const bool is_direct = GpuReads(message);
+  if (!is_direct) {
+    BATON_ASSIGN_OR_RETURN(message, state.ScratchBytes(bytes));
+  }
+  BATON_ASSIGN_OR_RETURN(const PagesLaunch launch, Prepare(state, args, message));
   const int blocks = kBlocksPerProcessor * state.processors();
   BATON_RETURN_IF_ERROR(
       CudaStatus(LaunchPagesGather(launch, blocks, state.stream()), "pages_gather"));
   BATON_ASSIGN_OR_RETURN(*args.checksum, Checksum(state, launch, args.seed));
-  return absl::OkStatus();
+  if (is_direct) return absl::OkStatus();
+  return state.CopyToHost(args.message.data, message, bytes, "copy of a message from the GPU");
 }
 
 absl::Status PagesUnpack(Device& device, const PagesUnpackArgs& args) {
@@ -90,7 +107,12 @@ absl::Status PagesUnpack(Device& device, const PagesUnpackArgs& args) {
   uint64_t checksum = XXH3_64bits_withSeed(nullptr, 0, args.seed);
   PagesLaunch launch;
   if (args.message.bytes() > 0) {
-    BATON_ASSIGN_OR_RETURN(launch, Prepare(state, args));
+    void* message = args.message.data;
+    if (!GpuReads(message)) {
+      BATON_ASSIGN_OR_RETURN(message, state.UploadBytes(message, args.message.bytes(),
+                                                        "copy of a message to the GPU"));
+    }
+    BATON_ASSIGN_OR_RETURN(launch, Prepare(state, args, message));
     BATON_RETURN_IF_ERROR(
         CudaStatus(LaunchPagesSums(launch, blocks, state.stream()), "pages_sums"));
     BATON_ASSIGN_OR_RETURN(checksum, Checksum(state, launch, args.seed));
@@ -101,7 +123,9 @@ absl::Status PagesUnpack(Device& device, const PagesUnpackArgs& args) {
                                             ", expected ", absl::Hex(args.checksum)));
   }
   if (launch.bytes == 0) return absl::OkStatus();
-  return state.Finish(LaunchPagesScatter(launch, blocks, state.stream()), "pages_scatter");
+  BATON_RETURN_IF_ERROR(
+      CudaStatus(LaunchPagesScatter(launch, blocks, state.stream()), "pages_scatter"));
+  return CudaStatus(cudaStreamSynchronize(state.stream()), "pages_scatter");
 }
 
 }  // namespace baton::kernels::cuda

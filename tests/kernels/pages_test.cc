@@ -169,6 +169,39 @@ TEST_P(PagesTest, EveryLengthIsPackedAndUnpackedAsByTheReference) {
   }
 }
 
+// A transport's buffers may be plain memory of the host, whatever the device.
+TEST_P(PagesTest, MessagesMayLieInTheHostsMemory) {
+  const int64_t entry = KvEntryBytes(KvFormat::kBF16, kLora, kRope);
+  Owned data(DType::kU8, {2, 16 * entry});
+  for (int64_t i = 0; i < 32 * entry; ++i) data.as<uint8_t>()[i] = static_cast<uint8_t>(i * 5 + 1);
+  for (const int32_t tokens : {1, 11}) {  // less than the checksum's kernels take, and more
+    const std::vector<PageRange> ranges = {{1, 2, tokens}};
+    const int64_t bytes = tokens * entry;
+    Owned near(DType::kU8, {bytes});
+    std::vector<uint8_t> far(static_cast<size_t>(bytes));
+    const TensorView message = TensorView::Contiguous(far.data(), DType::kU8, {bytes});
+    uint64_t expected = 0, checksum = 0;
+    PagesPackArgs pack{
+        .pages = PagesOf(data, KvFormat::kBF16), .ranges = ranges, .message = near.view()};
+    pack.checksum = &expected;
+    EXPECT_OK(PagesPack(*device_, pack));
+    pack.message = message;
+    pack.checksum = &checksum;
+    EXPECT_OK(PagesPack(*device_, pack));
+    EXPECT_EQ(checksum, expected);
+    EXPECT_EQ(std::memcmp(far.data(), near.as<uint8_t>(), far.size()), 0);
+
+    Owned back(DType::kU8, {2, 16 * entry});
+    PagesUnpackArgs unpack{
+        .pages = PagesOf(back, KvFormat::kBF16), .ranges = ranges, .message = message};
+    unpack.checksum = checksum;
+    EXPECT_OK(PagesUnpack(*device_, unpack));
+    // The message may be used for something else at once.
+    std::fill(far.begin(), far.end(), uint8_t{0xEE});
+    EXPECT_EQ(std::memcmp(back.as<uint8_t>() + 18 * entry, near.as<uint8_t>(), far.size()), 0);
+  }
+}
+
 BATON_INSTANTIATE_KERNEL_TEST(PagesTest);
 
 }  // namespace

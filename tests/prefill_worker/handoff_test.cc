@@ -23,7 +23,8 @@ namespace baton::prefill_worker {
 namespace {
 
 TEST(StagingRingTest, BlocksNeverOverlapAndEmptyRingsTakeAnything) {
-  StagingRing ring(1000);
+  StagingRing ring(
+      std::shared_ptr<std::byte>(new std::byte[1000](), std::default_delete<std::byte[]>()), 1000);
   Rng rng(5);
   struct Held {
     uint64_t id;

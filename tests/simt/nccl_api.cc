@@ -2,6 +2,7 @@
 
 #include <cuda_bf16.h>
 #include <nccl.h>
+#include <poll.h>
 
 #include <algorithm>
 #include <cstring>
@@ -9,6 +10,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -230,8 +232,32 @@ class Operation {
   std::vector<NcclTransfer> sends_, receives_;
 };
 
+cudaError_t Enqueue(const std::shared_ptr<NcclComm>& comm, cudaStream_t stream,
+                    std::vector<Call> calls) {
+  auto operation = std::make_shared<Operation>(comm, std::move(calls));
+  ++comm->pending;
+  return Runtime::Get().Enqueue(stream, [operation, comm](uint32_t op) {
+    if (!operation->Run(op)) return false;
+    --comm->pending;
+    return true;
+  });
+}
+
+// As the real library may: the caller goes on, and the stream gets the calls later.
+void EnqueueLater(const std::shared_ptr<NcclComm>& comm, cudaStream_t stream,
+                  std::vector<Call> calls) {
+  comm->launching = true;
+  std::thread([comm, stream, calls = std::move(calls), device = Runtime::current_device()] {
+    Runtime::current_device() = device;
+    poll(nullptr, 0, 1);
+    if (comm->state() != NcclComm::State::kAborted) (void)Enqueue(comm, stream, calls);
+    comm->launching = false;
+  }).detach();
+}
+
 ncclResult_t Flush() {
   std::vector<Call> calls = std::exchange(group.calls, {});
+  ncclResult_t result = ncclSuccess;
   for (ncclComm_t comm : std::exchange(group.connecting, {})) {
     if (comm->blocking) comm->comm->AwaitConnected();
   }
@@ -241,17 +267,16 @@ ncclResult_t Flush() {
     for (Call& call : calls) (call.comm == calls[0].comm ? mine : others).push_back(call);
     const std::shared_ptr<NcclComm> comm = mine[0].comm->comm;
     const cudaStream_t stream = mine[0].stream;
-    auto operation = std::make_shared<Operation>(comm, std::move(mine));
-    ++comm->pending;
-    const cudaError_t status = Runtime::Get().Enqueue(stream, [operation, comm](uint32_t op) {
-      if (!operation->Run(op)) return false;
-      --comm->pending;
-      return true;
-    });
-    if (status != cudaSuccess) return ncclUnhandledCudaError;
+    Runtime& runtime = Runtime::Get();
+    if (!mine[0].comm->blocking && !runtime.IsCapturing(stream) && runtime.NextSeed() % 2 == 0) {
+      EnqueueLater(comm, stream, std::move(mine));
+      result = ncclInProgress;
+    } else if (Enqueue(comm, stream, std::move(mine)) != cudaSuccess) {
+      return ncclUnhandledCudaError;
+    }
     calls = std::move(others);
   }
-  return ncclSuccess;
+  return result;
 }
 
 ncclResult_t Add(const Call& call) {
@@ -261,6 +286,7 @@ ncclResult_t Add(const Call& call) {
     return Refuse("a call on a communicator that is not ready yet");
   }
   if (comm.state() != NcclComm::State::kReady) return ncclRemoteError;
+  if (comm.launching) return Refuse("a call on a communicator that is still in progress");
   if (call.peer < 0 || call.peer >= comm.ranks()) {
     return Refuse("rank " + std::to_string(call.peer) + " of " + std::to_string(comm.ranks()));
   }
@@ -342,7 +368,7 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
       *error = ncclInProgress;
       break;
     case NcclComm::State::kReady:
-      *error = ncclSuccess;
+      *error = comm->comm->launching ? ncclInProgress : ncclSuccess;
       break;
     case NcclComm::State::kPeerLost:
       *error = ncclRemoteError;
@@ -358,7 +384,7 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
 ncclResult_t ncclCommFinalize(ncclComm_t) { return ncclSuccess; }
 
 ncclResult_t ncclCommDestroy(ncclComm_t comm) {
-  if (comm->comm->pending > 0) {
+  if (comm->comm->pending > 0 || comm->comm->launching) {
     return baton::simt::Refuse("a communicator was destroyed while operations are under way");
   }
   delete comm;
@@ -367,6 +393,7 @@ ncclResult_t ncclCommDestroy(ncclComm_t comm) {
 
 ncclResult_t ncclCommAbort(ncclComm_t comm) {
   comm->comm->Abort();
+  while (comm->comm->launching) std::this_thread::yield();
   // Its operations leave the streams by themselves now.
   while (comm->comm->pending > 0 && baton::simt::Runtime::Get().failure() == cudaSuccess) {
     std::this_thread::yield();

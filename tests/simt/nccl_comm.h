@@ -67,6 +67,8 @@ class NcclComm {
   void Leave() { running_ = nullptr; }
   // Operations enqueued and not finished.
   std::atomic<int> pending{0};
+  // Calls of a group have been taken and are not enqueued yet.
+  std::atomic<bool> launching{false};
 
  private:
   void Connect();

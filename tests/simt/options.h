@@ -25,6 +25,8 @@ struct Options {
   int compute_minor = 0;
   // Bytes of memory of a device.
   size_t device_bytes = size_t{8} << 30;
+  // Whether they say that they can reach each other's memory.
+  bool peer_access = true;
 };
 
 // For what is launched from now on; no kernel may be running. `devices` counts at the first use.

@@ -2,6 +2,7 @@
 // the emulated devices of stream.h.
 
 #include <cuda_runtime_api.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -272,6 +273,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->minor = options.compute_minor;
   properties->totalGlobalMem = options.device_bytes;
   properties->multiProcessorCount = 4;
+  // Each process has GPUs of its own.
+  const int identity[] = {0x73696D74, static_cast<int>(getpid()), device};
+  static_assert(sizeof(identity) <= sizeof(properties->uuid));
+  std::memcpy(&properties->uuid, identity, sizeof(identity));
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
@@ -280,7 +285,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceCanAccessPeer(int* can, int device, int peer) {
-  *can = device != peer ? 1 : 0;
+  *can = device != peer && Runtime::Get().options().peer_access ? 1 : 0;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
@@ -307,6 +312,16 @@ cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned) {
 }
 cudaError_t cudaFreeHost(void* data) {
   return Answer(baton::simt::Release(data, MemoryKind::kPinned));
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* address) {
+  const baton::simt::Allocation found = baton::simt::Memory::Get().Find(address);
+  *attributes = {};
+  attributes->type = cudaMemoryTypeUnregistered;
+  if (found.data == nullptr) return cudaSuccess;
+  attributes->type = found.kind == MemoryKind::kPinned ? cudaMemoryTypeHost : cudaMemoryTypeDevice;
+  attributes->device = found.device;
+  attributes->devicePointer = const_cast<void*>(address);
+  return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {

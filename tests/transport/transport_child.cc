@@ -1,9 +1,12 @@
-// The other process of ucx_process_slow_test: one UCX endpoint, told by its arguments what to do.
+// The other process of process_conformance: one endpoint, told by its arguments what to do.
 //
-//   transport_child MODE TLS [PEER_ADDRESS_IN_HEX]
+//   transport_child MODE ARGUMENT [PEER_ADDRESS_IN_HEX]
+//
+// ARGUMENT is for the transport (child_transport.h).
 //
 //   echo    says its address; polls, and answers each message to the peer with a notify of 16
 //           bytes: the message's request number and whether its checksum agreed
+//   slow    the same, but it polls one event at a time and rests in between
 //   sleep   says its address and never polls
 //   flood   sends messages to the peer without end
 //
@@ -18,9 +21,9 @@
 #include <string>
 
 #include "base/check.h"
+#include "tests/transport/child_transport.h"
 #include "tests/transport/hex.h"
 #include "tests/transport/test_peer.h"
-#include "transport/ucx/ucx_transport.h"
 
 namespace baton::transport {
 namespace {
@@ -30,9 +33,10 @@ bool InputEnded() {
   return poll(&fd, 1, 0) > 0;
 }
 
-void Echo(TestPeer* peer, TransferId transfer) {
+void Echo(TestPeer* peer, TransferId transfer, bool is_slow) {
   while (!InputEnded()) {
-    if (peer->Poll() == 0) peer->bell().Wait(std::chrono::milliseconds(20));
+    if (is_slow) poll(nullptr, 0, 10);
+    if (peer->Poll(is_slow ? 1 : 16) == 0) peer->bell().Wait(std::chrono::milliseconds(20));
     for (const SeenEvent& event : peer->seen) {
       if (event.kind == KvEventKind::kPeerLost) return;
       if (event.kind != KvEventKind::kReceived) continue;
@@ -59,12 +63,8 @@ void Flood(TestPeer* peer, TransferId transfer) {
 int Main(int argc, char** argv) {
   BATON_CHECK(argc >= 3);
   const std::string mode = argv[1];
-  UcxOptions options;
-  options.tls = argv[2];
-  options.max_message_bytes = uint64_t{8} << 20;
-  options.staging_bytes = uint64_t{16} << 20;
   Bell bell;
-  TestPeer peer(CreateUcxTransport(options, std::make_shared<MonotonicClock>()).value(), &bell);
+  TestPeer peer(MakeChildTransport(argv[2]), &bell);
   std::cout << ToHex(peer.transport().address()) << std::endl;
   if (mode == "sleep") {
     while (!InputEnded()) bell.Wait(std::chrono::milliseconds(50));
@@ -72,7 +72,7 @@ int Main(int argc, char** argv) {
   }
   BATON_CHECK(argc >= 4);
   const TransferId transfer = peer.transport().Prepare(FromHex(argv[3])).value();
-  if (mode == "echo") Echo(&peer, transfer);
+  if (mode == "echo" || mode == "slow") Echo(&peer, transfer, mode == "slow");
   if (mode == "flood") Flood(&peer, transfer);
   return 0;
 }

@@ -141,7 +141,10 @@ bool FaultyTransport::Harm(TransferId transfer, bool is_notify, const KvMessageH
                   .transfer = transfer,
                   .is_notify = is_notify,
                   .header = header};
-  message.bytes.assign(bytes.begin(), bytes.end());
+  message.bytes.resize(bytes.size());
+  const absl::Status copied = is_notify ? KvTransport::CopyPayload(message.bytes, bytes)
+                                        : inner_->CopyPayload(message.bytes, bytes);
+  BATON_CHECK_MSG(copied.ok(), std::string(copied.message()));
   if (fate.duplicate) {
     ++counts_.duplicated;
     Message again = message;
@@ -221,15 +224,9 @@ bool FaultyTransport::Forward(Message* message) {
   }
   sending_.push_back(std::move(*message));
   auto copy = std::prev(sending_.end());
-  absl::Status status;
-  if (!copy->bytes.empty()) {
-    absl::StatusOr<RegionId> region = inner_->Register(copy->bytes);
-    status = region.status();
-    if (region.ok()) copy->region = *region;
-  }
+  absl::Status status = RegisterCopy(&*copy);
   const uint64_t id = next_inner_post_++;
-  const bool registered = status.ok();
-  if (registered) status = inner_->Post(copy->transfer, id, copy->header, copy->bytes);
+  if (status.ok()) status = inner_->Post(copy->transfer, id, copy->header, copy->payload());
   if (status.ok()) {
     inner_posts_.emplace(id, InnerPost{.transfer = copy->transfer, .is_copy = true, .copy = copy});
     return true;
@@ -238,10 +235,30 @@ bool FaultyTransport::Forward(Message* message) {
     Finish(copy);  // the transfer is lost
     return true;
   }
-  if (registered && !copy->bytes.empty()) inner_->Unregister(copy->region);
+  UnregisterCopy(&*copy);
   *message = std::move(*copy);
   sending_.erase(copy);
   return false;
+}
+
+// Copies it to memory that the inner transport sends from.
+absl::Status FaultyTransport::RegisterCopy(Message* copy) {
+  if (copy->bytes.empty()) return absl::OkStatus();
+  BATON_ASSIGN_OR_RETURN(copy->sent_from, inner_->Allocate(copy->bytes.size()));
+  const absl::Status status = inner_->CopyPayload(copy->payload(), copy->bytes);
+  absl::StatusOr<RegionId> region =
+      status.ok() ? inner_->Register(copy->payload()) : absl::StatusOr<RegionId>(status);
+  if (region.ok()) {
+    copy->region = *region;
+  } else {
+    copy->sent_from.reset();
+  }
+  return region.status();
+}
+
+void FaultyTransport::UnregisterCopy(Message* copy) {
+  if (copy->sent_from != nullptr) inner_->Unregister(copy->region);
+  copy->sent_from.reset();
 }
 
 void FaultyTransport::ForwardDue() {
@@ -268,7 +285,7 @@ void FaultyTransport::ReleaseInner(TransferId transfer) {
 }
 
 void FaultyTransport::Finish(std::list<Message>::iterator copy) {
-  if (!copy->bytes.empty()) inner_->Unregister(copy->region);
+  UnregisterCopy(&*copy);
   copied_bytes_ -= copy->bytes.size();
   sending_.erase(copy);
 }

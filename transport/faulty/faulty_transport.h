@@ -80,6 +80,13 @@ class FaultyTransport final : public KvTransport {
 
   Capabilities capabilities() const override { return inner_->capabilities(); }
   std::string address() const override { return inner_->address(); }
+  absl::StatusOr<std::shared_ptr<std::byte>> Allocate(size_t bytes) override {
+    return inner_->Allocate(bytes);
+  }
+  absl::Status CopyPayload(std::span<std::byte> to, std::span<const std::byte> from) override {
+    return inner_->CopyPayload(to, from);
+  }
+  void Flush(TransferId transfer) override { inner_->Flush(transfer); }
   absl::StatusOr<RegionId> Register(std::span<std::byte> memory) override;
   void Unregister(RegionId region) override;
   absl::StatusOr<TransferId> Prepare(const std::string& peer_address) override;
@@ -105,7 +112,12 @@ class FaultyTransport final : public KvTransport {
     bool is_notify = false;
     KvMessageHeader header;
     std::vector<std::byte> bytes;  // a copy
-    RegionId region;               // of the copy, while the inner transport may read it
+    // The same where the inner transport can read it, and its region, while it may.
+    std::shared_ptr<std::byte> sent_from;
+    RegionId region;
+    std::span<std::byte> payload() const {
+      return {sent_from.get(), sent_from != nullptr ? bytes.size() : 0};
+    }
   };
   struct Held {
     Message message;
@@ -137,6 +149,8 @@ class FaultyTransport final : public KvTransport {
   void Cut(TransferId transfer);
   // False when the inner transport has no room now.
   bool Forward(Message* message);
+  absl::Status RegisterCopy(Message* copy);
+  void UnregisterCopy(Message* copy);
   void ForwardDue();
   void Overtake(TransferId transfer, uint64_t sequence);
   void DropHeld(TransferId transfer);

@@ -206,7 +206,7 @@ absl::Status FrameSocket::Parse() {
     if (magic != kMagic) return absl::InvalidArgumentError("what came is no frame of a group");
     if (in_.size() - at < kHeaderBytes) break;
     if (bytes > max_payload_bytes_ || kind < static_cast<uint32_t>(FrameKind::kJoin) ||
-        kind > static_cast<uint32_t>(FrameKind::kWaiting)) {
+        kind > static_cast<uint32_t>(FrameKind::kHandoff)) {
       return absl::InvalidArgumentError(absl::StrCat("a frame of kind ", kind, " with ", bytes,
                                                      " bytes came; at most ", max_payload_bytes_,
                                                      " are allowed"));
@@ -226,7 +226,8 @@ std::optional<Frame> FrameSocket::Next() {
   return frame;
 }
 
-absl::StatusOr<FrameListener> FrameListener::Listen(const std::string& ip, uint16_t port) {
+absl::StatusOr<FrameListener> FrameListener::Listen(const std::string& ip, uint16_t port,
+                                                    Guests guests) {
   const std::string shown = ip.empty() ? "0.0.0.0" : ip;
   absl::StatusOr<SocketName> name = Resolve(absl::StrCat("[", shown, "]:", port));
   int fd = -1;
@@ -239,7 +240,8 @@ absl::StatusOr<FrameListener> FrameListener::Listen(const std::string& ip, uint1
     const std::string why = name.ok() ? std::strerror(errno) : std::string(name.status().message());
     if (fd >= 0) close(fd);
     return absl::FailedPreconditionError(absl::StrCat(
-        "cannot listen for the group's ranks on ", shown, ":", port, ": ", why,
+        "cannot listen for the ", guests == Guests::kRanks ? "group's ranks" : "hand-offs' senders",
+        " on ", shown, ":", port, ": ", why,
         "; set the listening address to one of this host and the port to a free one (0: any)"));
   }
   SocketName bound;
@@ -248,16 +250,22 @@ absl::StatusOr<FrameListener> FrameListener::Listen(const std::string& ip, uint1
       bound.storage.ss_family == AF_INET6
           ? ntohs(reinterpret_cast<const sockaddr_in6*>(&bound.storage)->sin6_port)
           : ntohs(reinterpret_cast<const sockaddr_in*>(&bound.storage)->sin_port);
-  return FrameListener(fd, bound_port);
+  return FrameListener(fd, bound_port, guests);
 }
 
 FrameListener::FrameListener(FrameListener&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)),
       port_(other.port_),
+      guests_(other.guests_),
       visitors_(std::move(other.visitors_)) {}
 
 FrameListener::~FrameListener() {
   if (fd_ >= 0) close(fd_);
+}
+
+bool FrameListener::IsBeginning(FrameKind kind) const {
+  if (guests_ == Guests::kHandoffs) return kind == FrameKind::kHandoff;
+  return kind == FrameKind::kJoin || kind == FrameKind::kKnock || kind == FrameKind::kPeer;
 }
 
 void FrameListener::Pump(Tick now, std::string* trouble) {
@@ -273,9 +281,7 @@ void FrameListener::Pump(Tick now, std::string* trouble) {
       std::optional<Frame> frame = visitor.socket.Next();
       visitor.has_frame = frame.has_value();
       if (frame.has_value()) visitor.first = *std::move(frame);
-      const FrameKind kind = visitor.first.kind;
-      if (visitor.has_frame && kind != FrameKind::kJoin && kind != FrameKind::kKnock &&
-          kind != FrameKind::kPeer) {
+      if (visitor.has_frame && !IsBeginning(visitor.first.kind)) {
         status = absl::InvalidArgumentError("its first frame is none to begin with");
       }
       if (status.ok() && !visitor.has_frame && now - visitor.since > kPatience) {

@@ -1,9 +1,9 @@
 #ifndef BATON_TRANSPORT_GROUP_FRAME_SOCKET_H_
 #define BATON_TRANSPORT_GROUP_FRAME_SOCKET_H_
 
-// TCP connections that carry frames between the ranks of a group, and the listening socket that
-// ranks meet at. Nothing here blocks (but the resolution of host names). What a stranger sends is
-// refused by its first bytes; frames are bounded.
+// TCP connections that carry frames between the ranks of a group, or the two ends of a hand-off
+// (nccl/), and the listening socket that they meet at. Nothing here blocks (but the resolution of
+// host names). What a stranger sends is refused by its first bytes; frames are bounded.
 //
 // A frame, little-endian: magic u32, payload_bytes u32, kind u8, 3 zero bytes, payload.
 
@@ -31,6 +31,8 @@ enum class FrameKind : uint8_t {
   kBreak,
   kRing,
   kWaiting,
+  // Of a hand-off.
+  kHandoff,
 };
 
 struct Frame {
@@ -91,8 +93,10 @@ class FrameSocket {
 // The listening socket with the connections whose first frame is still to come or not yet taken.
 class FrameListener {
  public:
+  enum class Guests : uint8_t { kRanks, kHandoffs };  // whose first frames are taken
   // `ip` empty: all IPv4 addresses. `port` 0: any free one. FAILED_PRECONDITION with the fix.
-  static absl::StatusOr<FrameListener> Listen(const std::string& ip, uint16_t port);
+  static absl::StatusOr<FrameListener> Listen(const std::string& ip, uint16_t port,
+                                              Guests guests = Guests::kRanks);
   FrameListener(FrameListener&& other) noexcept;
   FrameListener& operator=(FrameListener&&) = delete;
   ~FrameListener();
@@ -113,10 +117,12 @@ class FrameListener {
   std::vector<Visitor>& visitors() { return visitors_; }
 
  private:
-  FrameListener(int fd, uint16_t port) : fd_(fd), port_(port) {}
+  FrameListener(int fd, uint16_t port, Guests guests) : fd_(fd), port_(port), guests_(guests) {}
+  bool IsBeginning(FrameKind kind) const;
 
   int fd_ = -1;
   uint16_t port_ = 0;
+  Guests guests_ = Guests::kRanks;
   std::vector<Visitor> visitors_;
 };
 

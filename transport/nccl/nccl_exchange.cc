@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "transport/nccl/cuda_buffers.h"
+#include "transport/nccl/nccl_status.h"
 
 namespace baton::transport {
 namespace {
@@ -20,12 +21,6 @@ constexpr int kSleepMs = 1;
 // The part of a call in which ranks that NCCL left waiting ask each other who is there.
 constexpr uint8_t kWhoIsThere = 255;
 constexpr char kAddressFormat[] = "nccl1\n";
-
-absl::Status NcclStatus(ncclResult_t result, const char* what) {
-  if (result == ncclSuccess || result == ncclInProgress) return absl::OkStatus();
-  return absl::InternalError(
-      absl::StrCat(what, ": ", ncclGetErrorString(result), " (", ncclGetLastError(nullptr), ")"));
-}
 
 }  // namespace
 
@@ -115,6 +110,7 @@ absl::Status NcclExchange::Run(const CallShape& shape, std::span<const SendSpan>
                                std::span<const RecvSpan> recv, const CallLimit& limit) {
   absl::Status status = Agree(shape, send, recv, limit);
   if (status.ok()) status = Enqueue(send, recv);
+  if (status.ok()) status = AwaitLaunch(shape, limit);
   if (status.ok()) status = AwaitStream(shape, limit);
   if (!status.ok()) AbortCommunicator();
   return status;
@@ -162,6 +158,21 @@ absl::Status NcclExchange::Enqueue(std::span<const SendSpan> send, std::span<con
   const absl::Status ended = NcclStatus(ncclGroupEnd(), "ncclGroupEnd");
   if (status.ok()) status = ended;
   return status.ok() ? status : Break(std::string(status.message()));
+}
+
+// NCCL may still be giving the stream its work when a call has returned, on a thread of its own:
+// what is recorded or asked of the stream before it is through knows nothing of that work.
+absl::Status NcclExchange::AwaitLaunch(const CallShape& shape, const CallLimit& limit) {
+  const uint64_t call = state().entered();
+  while (true) {  // until the deadline
+    ncclResult_t result = ncclSuccess;
+    (void)ncclCommGetAsyncError(comm_, &result);
+    if (result == ncclSuccess) return absl::OkStatus();
+    if (state().BrokenFor(call)) return state().failure().status;
+    // A peer's end shows here a moment before the reason comes from its host.
+    if (result != ncclInProgress || clock_->Now() >= limit.deadline) return Stalled(shape, limit);
+    sched_yield();
+  }
 }
 
 absl::Status NcclExchange::AwaitStream(const CallShape& shape, const CallLimit& limit) {

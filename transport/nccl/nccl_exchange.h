@@ -56,6 +56,7 @@ class NcclExchange final : public FormedExchange {
   absl::Status Agree(const CallShape& shape, std::span<const SendSpan> send,
                      std::span<const RecvSpan> recv, const CallLimit& limit);
   absl::Status Enqueue(std::span<const SendSpan> send, std::span<const RecvSpan> recv);
+  absl::Status AwaitLaunch(const CallShape& shape, const CallLimit& limit);
   absl::Status AwaitStream(const CallShape& shape, const CallLimit& limit);
   absl::Status Stalled(const CallShape& shape, const CallLimit& limit);
   absl::Status AwaitCommunicator(Tick deadline);

@@ -1,16 +1,14 @@
-#include "prefill_worker/staging_ring.h"
+#include "transport/block_ring.h"
 
 #include <algorithm>
 
 #include "base/check.h"
 
-namespace baton::prefill_worker {
+namespace baton::transport {
 
-StagingRing::StagingRing(size_t bytes) : bytes_(bytes), memory_(new std::byte[bytes]()) {
-  BATON_CHECK_GT(bytes, 0u);
-}
+BlockRing::BlockRing(size_t bytes) : bytes_(bytes) { BATON_CHECK_GT(bytes, 0u); }
 
-std::span<std::byte> StagingRing::Take(size_t bytes, uint64_t id) {
+std::optional<size_t> BlockRing::Take(size_t bytes, uint64_t id) {
   BATON_CHECK(bytes > 0 && bytes <= bytes_);
   size_t begin = 0;
   if (!blocks_.empty()) {
@@ -26,21 +24,23 @@ std::span<std::byte> StagingRing::Take(size_t bytes, uint64_t id) {
     } else if (head < tail && tail - head >= bytes) {
       begin = head;
     } else {
-      return {};
+      return std::nullopt;
     }
   }
   blocks_.push_back({id, begin, begin + bytes, false});
   ++in_use_;
-  return memory().subspan(begin, bytes);
+  bytes_in_use_ += bytes;
+  return begin;
 }
 
-void StagingRing::GiveBack(uint64_t id) {
+void BlockRing::GiveBack(uint64_t id) {
   const auto it = std::lower_bound(blocks_.begin(), blocks_.end(), id,
                                    [](const Block& block, uint64_t i) { return block.id < i; });
   BATON_CHECK(it != blocks_.end() && it->id == id && !it->free);
   it->free = true;
   --in_use_;
+  bytes_in_use_ -= it->end - it->begin;
   while (!blocks_.empty() && blocks_.front().free) blocks_.pop_front();
 }
 
-}  // namespace baton::prefill_worker
+}  // namespace baton::transport

@@ -1,0 +1,15 @@
+// Over the emulated NCCL, on the process's own GPU.
+
+#include "tests/transport/child_transport.h"
+#include "tests/transport/nccl_kv_fabric.h"
+
+namespace baton::transport {
+
+std::unique_ptr<KvTransport> MakeChildTransport(const std::string& argument) {
+  NcclTransportOptions options = TestNcclOptions();
+  options.memory = argument == "pinned" ? PayloadMemory::kPinned : PayloadMemory::kGpu;
+  return std::make_unique<StagedTransport>(
+      CreateNcclTransport(options, std::make_shared<MonotonicClock>()).value());
+}
+
+}  // namespace baton::transport
