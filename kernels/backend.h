@@ -46,6 +46,9 @@ struct DeviceOptions {
   // thread. The default is about 20 microseconds of one core, the price of waking another on a
   // machine that has other things to do; 0 shares out everything (no bit changes).
   int64_t min_parallel_work = int64_t{1} << 18;
+  // cuda: memory that an op takes to have more of its work side by side; it takes more where the
+  // least part of its work needs more (no bit changes).
+  int64_t working_bytes = int64_t{512} << 20;
   int gpu = 0;            // cuda: which of the machine's, from 0 on
   bool blocking = false;  // cuda: an op has finished when it returns, with the error it met (for
                           // tests, and to find the op that fails)

@@ -173,6 +173,7 @@ void ArgCheck::Batch(const PagedBatch& batch, const KvPages& pages, int64_t rows
   Tensor("page_table", batch.page_table, kI32Only, {sequences, batch.page_table.dim(1)},
          Layout::kRows);
   Offsets("query_start", batch.query_start, rows, /*exact=*/true);
+  int64_t tokens = 0;
   for (int64_t s = 0; s < sequences && readable(); ++s) {
     const int32_t* start = batch.query_start.as<const int32_t>() + s;
     const int64_t length = batch.context_len.as<const int32_t>()[s];
@@ -180,6 +181,7 @@ void ArgCheck::Batch(const PagedBatch& batch, const KvPages& pages, int64_t rows
       return Fail(absl::StrCat("context_len holds ", length, " for sequence ", s, ", which has ",
                                start[1] - start[0], " rows; it counts them too"));
     }
+    tokens += length;
     const int64_t used = start[1] == start[0] ? 0 : CeilDiv(length, pages.page_tokens);
     if (used > batch.page_table.dim(1)) {
       return Fail(absl::StrCat("sequence ", s, " needs ", used, " pages, the page table has ",
@@ -192,6 +194,10 @@ void ArgCheck::Batch(const PagedBatch& batch, const KvPages& pages, int64_t rows
                                  ", expected 0..", pages.data.dim(0) - 1));
       }
     }
+  }
+  if (readable() && batch.context_tokens != 0 && batch.context_tokens < tokens) {
+    Fail(absl::StrCat("context_tokens is ", batch.context_tokens, ", expected 0 or at least ",
+                      tokens, ", the sum of context_len"));
   }
 }
 

@@ -139,6 +139,8 @@ struct PagedBatch {
   TensorView context_len;  // I32 [S], tokens including this call's rows; >= R
   TensorView page_table;   // I32 [S, max_pages] rows: page id of positions [i * page_tokens, ...);
                            // entries at and behind ceil(context_len / page_tokens) are not read
+  int64_t context_tokens = 0;  // at least the sum of context_len; 0: not known. Bounds working
+                               // memory where context_len cannot be read by the host.
 };
 
 // Per row: rotates q's last `rope` values and the rotary key (interleaved pairs (0,1), (2,3), ...,

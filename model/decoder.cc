@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -153,6 +154,8 @@ absl::Status Decoder::Upload(const Part& part, kernels::PagedBatch& paged) {
   paged.context_len = a.context_len.Slice(0, 0, batch.sequences);
   paged.page_table = TensorView::Contiguous(a.page_table.data, DType::kI32,
                                             {batch.sequences, batch.sequence_pages});
+  paged.context_tokens =
+      std::accumulate(batch.context_len.begin(), batch.context_len.end(), int64_t{0});
   return absl::OkStatus();
 }
 

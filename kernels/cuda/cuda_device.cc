@@ -93,6 +93,7 @@ absl::StatusOr<std::unique_ptr<CudaState>> CudaState::Create(const DeviceOptions
   }
   std::unique_ptr<CudaState> state(new CudaState);
   state->gpu_ = options.gpu;
+  state->working_bytes_ = options.working_bytes;
   state->blocking_ = options.blocking;
   BATON_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(options.gpu), "cudaSetDevice"));
   int major = 0, minor = 0;

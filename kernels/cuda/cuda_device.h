@@ -32,6 +32,8 @@ class CudaState final : public DeviceState {
   // Number of SMs, for choosing grids; never part of what decides a sum's order.
   int processors() const { return processors_; }
   cudaStream_t stream() const { return stream_; }
+  // DeviceOptions::working_bytes.
+  int64_t working_bytes() const { return working_bytes_; }
 
   // Working memory of one op, in the GPU's memory: `bytes`, 256-byte aligned, not initialized.
   // Pieces of one op lie side by side; Begin gives all back, to the ops behind it in the stream.
@@ -68,6 +70,7 @@ class CudaState final : public DeviceState {
   int gpu_ = 0;
   int architecture_ = 0;
   int processors_ = 0;
+  int64_t working_bytes_ = 0;
   bool blocking_ = false;
   cudaStream_t stream_ = nullptr;
   struct Block {

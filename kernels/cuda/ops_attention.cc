@@ -11,6 +11,7 @@
 #include "kernels/cuda/gemm_views.h"
 #include "kernels/cuda/mla_decode.h"
 #include "kernels/cuda/mla_heads.h"
+#include "kernels/cuda/mla_prefill.h"
 #include "kernels/cuda/rope_and_page.h"
 #include "kernels/cuda/views.h"
 #include "kernels/page_entry.h"
@@ -51,18 +52,15 @@ Rows From(Rows rows, int64_t item) {
   return rows;
 }
 
-// Splits' states are this many floats at most, so long as one row's fit; more rows are more
-// launches.
-constexpr int64_t kMaxStateFloats = int64_t{1} << 26;
-
-// Working memory for as many rows at a time as fit; returns their number.
+// Working memory for the splits' states of as many rows at a time as fit; returns their number.
+// More rows are more launches.
 absl::StatusOr<int64_t> PrepareDecode(CudaState& state, int64_t rows, int64_t max_pages,
                                       MlaDecodeLaunch& launch) {
   const int64_t keys = max_pages * launch.pages.page_tokens;
   launch.splits = static_cast<int>((keys + kDecodeSplit - 1) / kDecodeSplit);
   const int64_t row_states = int64_t{launch.heads} * launch.splits;
   const int64_t row_floats = row_states * launch.pages.kv_lora;
-  const int64_t piece = std::clamp<int64_t>(kMaxStateFloats / row_floats, 1, rows);
+  const int64_t piece = std::clamp<int64_t>(state.working_bytes() / (4 * row_floats), 1, rows);
   BATON_ASSIGN_OR_RETURN(launch.part_acc, state.Scratch<float>(piece * row_floats));
   BATON_ASSIGN_OR_RETURN(launch.part_best, state.Scratch<float>(piece * row_states));
   BATON_ASSIGN_OR_RETURN(launch.part_sum, state.Scratch<float>(piece * row_states));
@@ -76,6 +74,53 @@ absl::Status RunDecode(CudaState& state, const MlaDecodeLaunch& launch) {
                      : LaunchMlaDecodePlain(launch, state.stream()),
                  "mla_decode"));
   return CudaStatus(LaunchMlaDecodeMerge(launch, state.stream()), "mla_decode's merge");
+}
+
+// Key blocks of all sequences' contexts, at most.
+int64_t MostKeyBlocks(const PagedBatch& batch, int page_tokens) {
+  const int64_t sequences = batch.context_len.dim(0);
+  const int64_t longest = batch.page_table.dim(1) * page_tokens;
+  const int64_t each = (longest + kPanelKeys - 1) / kPanelKeys;
+  if (batch.context_tokens == 0) return sequences * each;
+  return std::min(sequences * each,
+                  (batch.context_tokens + sequences * (kPanelKeys - 1)) / kPanelKeys);
+}
+
+MlaPrefillLaunch PrefillOf(const MlaPrefillArgs& args) {
+  const int nope = static_cast<int>(args.q.dim(2)) - args.pages.rope;
+  return {.q = HeadRows(args.q),
+          .out = HeadRows(args.out),
+          .kv_b = GemmWeightOf(args.kv_b),
+          .type = GemmTypeOf(args.kv_b.w.dtype),
+          .block_n = args.kv_b.block_n,
+          .block_k = args.kv_b.block_k,
+          .pages = PagesOf(args.pages),
+          .batch = BatchOf(args.batch),
+          .rows = static_cast<int>(args.q.dim(0)),
+          .heads = static_cast<int>(args.q.dim(1)),
+          .nope = nope,
+          .v = static_cast<int>(args.out.dim(2)),
+          .key_blocks = static_cast<int>(MostKeyBlocks(args.batch, args.pages.page_tokens)),
+          .scale_log2 = args.softmax_scale * std::numbers::log2e_v<float>};
+}
+
+// Heads in groups whose expanded keys and values fit the working memory.
+absl::Status RunPrefill(CudaState& state, MlaPrefillLaunch launch) {
+  const int64_t head_elements =
+      int64_t{launch.key_blocks} * ExpandedPanels(launch.nope, launch.v) * kPanelElements;
+  const int64_t most = state.working_bytes() / (2 * head_elements);
+  const int group = static_cast<int>(std::clamp<int64_t>(most, 1, launch.heads));
+  BATON_ASSIGN_OR_RETURN(launch.expanded, state.Scratch<uint16_t>(group * head_elements));
+  BATON_ASSIGN_OR_RETURN(launch.rotary,
+                         state.Scratch<uint16_t>(int64_t{launch.key_blocks} * kPanelElements));
+  for (int head = 0; head < launch.heads; head += group) {
+    launch.first_head = head;
+    launch.group = std::min(group, launch.heads - head);
+    BATON_RETURN_IF_ERROR(
+        CudaStatus(LaunchMlaExpand(launch, state.stream()), "mla_prefill's expansion"));
+    BATON_RETURN_IF_ERROR(CudaStatus(LaunchMlaPrefill(launch, state.stream()), "mla_prefill"));
+  }
+  return state.Finish(cudaSuccess, "mla_prefill");
 }
 
 // What a piece of prefill in absorbed form works on.
@@ -119,7 +164,7 @@ GemmLaunch ExpandOf(const Weight& kv_b, int kv_lora, const TensorView& out) {
           .w_begin = per_head - v};
 }
 
-AbsorbedPrefill MakePrefill(const MlaPrefillArgs& args) {
+AbsorbedPrefill AbsorbedPrefillOf(const MlaPrefillArgs& args) {
   const int v = static_cast<int>(args.out.dim(2)), kv_lora = args.pages.kv_lora;
   return {.absorb = AbsorbOf(args.q, args.kv_b, v, kv_lora),
           .attend = {.q = HeadRows(args.q),
@@ -129,6 +174,31 @@ AbsorbedPrefill MakePrefill(const MlaPrefillArgs& args) {
                      .head = static_cast<int>(args.q.dim(2)),
                      .scale_log2 = args.softmax_scale * std::numbers::log2e_v<float>},
           .expand = ExpandOf(args.kv_b, kv_lora, args.out)};
+}
+
+// In F32, for all types and shapes: the absorbed form, some rows at a time.
+absl::Status RunAbsorbedPrefill(CudaState& state, const MlaPrefillArgs& args) {
+  const int64_t rows = args.q.dim(0), heads = args.q.dim(1), kv_lora = args.pages.kv_lora;
+  AbsorbedPrefill work = AbsorbedPrefillOf(args);
+  BATON_ASSIGN_OR_RETURN(const int64_t piece,
+                         PrepareDecode(state, rows, args.batch.page_table.dim(1), work.attend));
+  BATON_ASSIGN_OR_RETURN(float* const q_lat, state.Scratch<float>(piece * heads * kv_lora));
+  BATON_ASSIGN_OR_RETURN(float* const o_lat, state.Scratch<float>(piece * heads * kv_lora));
+  work.absorb.out = work.attend.q_lat = {.data = q_lat, .stride = kv_lora};
+  work.attend.out = {.data = o_lat, .stride = kv_lora};
+  work.expand.x = {.data = o_lat, .stride = heads * kv_lora};
+  const Rows out = work.expand.out;
+  for (int64_t row = 0; row < rows; row += piece) {
+    const int count = static_cast<int>(std::min(piece, rows - row));
+    work.absorb.rows = work.attend.rows = work.expand.rows = count;
+    work.absorb.q = work.attend.q = From(HeadRows(args.q), row * heads);
+    work.attend.first_row = static_cast<int>(row);
+    work.expand.out = From(out, row);
+    BATON_RETURN_IF_ERROR(CudaStatus(LaunchMlaHeads(work.absorb, state.stream()), "mla_prefill"));
+    BATON_RETURN_IF_ERROR(RunDecode(state, work.attend));
+    BATON_RETURN_IF_ERROR(CudaStatus(LaunchGemmF32(work.expand, state.stream()), "mla_prefill"));
+  }
+  return state.Finish(cudaSuccess, "mla_prefill");
 }
 
 }  // namespace
@@ -190,27 +260,8 @@ absl::Status MlaExpandV(Device& device, const MlaExpandVArgs& args) {
 
 absl::Status MlaPrefill(Device& device, const MlaPrefillArgs& args) {
   CudaState& state = CudaState::Begin(device);
-  const int64_t rows = args.q.dim(0), heads = args.q.dim(1), kv_lora = args.pages.kv_lora;
-  AbsorbedPrefill work = MakePrefill(args);
-  BATON_ASSIGN_OR_RETURN(const int64_t piece,
-                         PrepareDecode(state, rows, args.batch.page_table.dim(1), work.attend));
-  BATON_ASSIGN_OR_RETURN(float* const q_lat, state.Scratch<float>(piece * heads * kv_lora));
-  BATON_ASSIGN_OR_RETURN(float* const o_lat, state.Scratch<float>(piece * heads * kv_lora));
-  work.absorb.out = work.attend.q_lat = {.data = q_lat, .stride = kv_lora};
-  work.attend.out = {.data = o_lat, .stride = kv_lora};
-  work.expand.x = {.data = o_lat, .stride = heads * kv_lora};
-  const Rows out = work.expand.out;
-  for (int64_t row = 0; row < rows; row += piece) {
-    const int count = static_cast<int>(std::min(piece, rows - row));
-    work.absorb.rows = work.attend.rows = work.expand.rows = count;
-    work.absorb.q = work.attend.q = From(HeadRows(args.q), row * heads);
-    work.attend.first_row = static_cast<int>(row);
-    work.expand.out = From(out, row);
-    BATON_RETURN_IF_ERROR(CudaStatus(LaunchMlaHeads(work.absorb, state.stream()), "mla_prefill"));
-    BATON_RETURN_IF_ERROR(RunDecode(state, work.attend));
-    BATON_RETURN_IF_ERROR(CudaStatus(LaunchGemmF32(work.expand, state.stream()), "mla_prefill"));
-  }
-  return state.Finish(cudaSuccess, "mla_prefill");
+  const MlaPrefillLaunch launch = PrefillOf(args);
+  return CanMlaPrefillTensor(launch) ? RunPrefill(state, launch) : RunAbsorbedPrefill(state, args);
 }
 
 }  // namespace baton::kernels::cuda

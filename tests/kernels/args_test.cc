@@ -140,6 +140,8 @@ TEST_F(ArgsTest, PagesAndBatches) {
                 "needs 3 pages, the page table has 2");
   ExpectInvalid(with([&](auto& a) { a.batch.page_table = foreign.view(); }),
                 "page_table holds 3 for page 1 of sequence 0");
+  ExpectInvalid(with([](auto& a) { a.batch.context_tokens = 16; }),
+                "context_tokens is 16, expected 0 or at least 20");
 
   uint64_t checksum = 0;
   const std::vector<PageRange> range = {{0, 10, 7}};

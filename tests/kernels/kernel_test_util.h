@@ -154,6 +154,16 @@ inline std::unique_ptr<Device> SplittingDevice(int threads, const TestDevice& wh
   BATON_CHECK(device.ok());
   return *std::move(device);
 }
+// One with working memory for the least part of an op's work at a time.
+inline std::unique_ptr<Device> FrugalDevice(const TestDevice& which) {
+  auto device = CreateDevice({.backend = which.backend,
+                              .threads = 1,
+                              .max_isa = which.isa,
+                              .working_bytes = 1,
+                              .blocking = true});
+  BATON_CHECK(device.ok());
+  return *std::move(device);
+}
 
 // The cpu backend's levels that this machine runs.
 inline std::vector<IsaLevel> IsaLevels() {
@@ -179,6 +189,22 @@ class KernelTest : public ::testing::TestWithParam<TestDevice> {
   std::unique_ptr<Device> reference_;
   Rng rng_{20240601};
 };
+
+// Shares the cases of a test out over the emulated GPU's schedules, of which each runs every n-th
+// case, so that together they run each case under several schedules; other devices run all. An odd
+// n, for every other schedule has the race check.
+class CaseShare {
+ public:
+  CaseShare(const TestDevice& device, uint64_t n)
+      : n_(device.seed == 0 ? 1 : n), at_(device.seed) {}
+  // Whether the next case is this device's.
+  bool Mine() { return at_++ % n_ == 0; }
+
+ private:
+  const uint64_t n_;
+  uint64_t at_;
+};
+
 #define BATON_INSTANTIATE_KERNEL_TEST(Suite)                                   \
   INSTANTIATE_TEST_SUITE_P(Devices, Suite, ::testing::ValuesIn(TestDevices()), \
                            [](const auto& device) { return device.param.name; })
