@@ -27,6 +27,7 @@ set(BATON_CUDA_KERNELS
     ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_f32.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/logits_mask.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/mla_decode.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/mla_decode_hopper.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/mla_decode_tensor.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/mla_expand.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/mla_heads.cu
@@ -78,7 +79,7 @@ function(baton_emulate_cuda target)
   target_include_directories(${target} SYSTEM PUBLIC ${BATON_CUDA_INCLUDE})
 endfunction()
 
-# What nvcc compiles for; docs/kernels/README.md says why these.
+# What nvcc compiles for; docs/kernels/README.md says why these. Files that use what Hopper alone has are *_hopper.cu.
 set(BATON_CUDA_ARCHITECTURES 89 90a 100a)
 
 # baton_compile_cuda(TARGET a.cu ...)
@@ -90,16 +91,18 @@ function(baton_compile_cuda target)
   if(BATON_WERROR)
     list(APPEND flags -Werror=all-warnings)
   endif()
-  foreach(architecture IN LISTS BATON_CUDA_ARCHITECTURES)
-    list(APPEND flags -gencode arch=compute_${architecture},code=sm_${architecture})
-  endforeach()
   foreach(source IN LISTS ARGN)
     get_filename_component(name ${source} NAME_WE)
+    set(architectures ${BATON_CUDA_ARCHITECTURES})
+    if(name MATCHES "_hopper$")
+      list(FILTER architectures INCLUDE REGEX "^90")
+    endif()
+    list(TRANSFORM architectures REPLACE "(.+)" "-gencode=arch=compute_\\1,code=sm_\\1" OUTPUT_VARIABLE targets)
     set(object ${CMAKE_CURRENT_BINARY_DIR}/${name}.cu.o)
     add_custom_command(
       OUTPUT ${object} BYPRODUCTS ${CMAKE_CURRENT_BINARY_DIR}/${name}.ptxas
       COMMAND ${CMAKE_SOURCE_DIR}/kernels/cuda/compile.sh ${CMAKE_CURRENT_BINARY_DIR}/${name}.ptxas
-              ${CMAKE_CXX_COMPILER_LAUNCHER} ${BATON_NVCC} ${flags} -MD -MF ${object}.d -c ${source} -o ${object}
+              ${CMAKE_CXX_COMPILER_LAUNCHER} ${BATON_NVCC} ${flags} ${targets} -MD -MF ${object}.d -c ${source} -o ${object}
       DEPENDS ${source} ${CMAKE_SOURCE_DIR}/kernels/cuda/compile.sh DEPFILE ${object}.d
       COMMENT "nvcc ${name}.cu" VERBATIM)
     list(APPEND objects ${object})

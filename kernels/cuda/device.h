@@ -224,6 +224,14 @@ BATON_DEVICE void GroupMmaCommit();
 template <int kPending, typename... Registers>
 BATON_DEVICE void GroupMmaWait(Registers&... registers);
 
+// Each thread of this warpgroup has `kCount` registers from here on, a multiple of 8 from 24 to 240:
+// a block begins with the same number for all, and roles that need few leave theirs to the others.
+// GiveRegisters for fewer than before, TakeRegisters for more, which waits until they are there.
+template <int kCount>
+BATON_DEVICE void GiveRegisters();
+template <int kCount>
+BATON_DEVICE void TakeRegisters();
+
 // --- numbers
 
 // 2^x to about two units of the last place; 0 for -infinity.

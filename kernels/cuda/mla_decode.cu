@@ -206,8 +206,9 @@ BATON_KERNEL(kThreads) MlaDecodePlainKernel(const MlaDecodeLaunch args) {
 
 BATON_KERNEL(kThreads) MlaDecodeMergeKernel(const MlaDecodeLaunch args) {
   const int head = BlockY();
-  const int splits =
-      (FindRow(args.batch, args.first_row + BlockX()).keys + kDecodeSplit - 1) / kDecodeSplit;
+  const int keys = FindRow(args.batch, args.first_row + BlockX()).keys;
+  const int split_keys = SplitKeys(args.long_split, keys);
+  const int splits = (keys + split_keys - 1) / split_keys;
   const int64_t state = (static_cast<int64_t>(BlockX()) * args.heads + head) * args.splits;
   const int kv_lora = args.pages.kv_lora;
   for (int c = ThreadIndex(); c < kv_lora; c += kThreads) {

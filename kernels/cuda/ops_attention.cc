@@ -30,7 +30,8 @@ Pages PagesOf(const KvPages& pages) {
       .rope = pages.rope,
       .format = pages.format == KvFormat::kF32    ? PageFormat::kF32
                 : pages.format == KvFormat::kBF16 ? PageFormat::kBf16
-                                                  : PageFormat::kFp8};
+                                                  : PageFormat::kFp8,
+      .count = static_cast<int32_t>(pages.data.dim(0))};
 }
 
 Batch BatchOf(const PagedBatch& batch) {
@@ -57,7 +58,7 @@ Rows From(Rows rows, int64_t item) {
 absl::StatusOr<int64_t> PrepareDecode(CudaState& state, int64_t rows, int64_t max_pages,
                                       MlaDecodeLaunch& launch) {
   const int64_t keys = max_pages * launch.pages.page_tokens;
-  launch.splits = static_cast<int>((keys + kDecodeSplit - 1) / kDecodeSplit);
+  launch.splits = MostSplits(launch.long_split, static_cast<int>(keys));
   const int64_t row_states = int64_t{launch.heads} * launch.splits;
   const int64_t row_floats = row_states * launch.pages.kv_lora;
   const int64_t piece = std::clamp<int64_t>(state.working_bytes() / (4 * row_floats), 1, rows);
@@ -68,11 +69,15 @@ absl::StatusOr<int64_t> PrepareDecode(CudaState& state, int64_t rows, int64_t ma
 }
 
 absl::Status RunDecode(CudaState& state, const MlaDecodeLaunch& launch) {
-  BATON_RETURN_IF_ERROR(
-      CudaStatus(CanMlaDecodeTensor(launch, state.architecture())
-                     ? LaunchMlaDecodeTensor(launch, state.architecture(), state.stream())
-                     : LaunchMlaDecodePlain(launch, state.stream()),
-                 "mla_decode"));
+  cudaError_t launched;
+  if (launch.long_split == kLongSplit) {
+    launched = LaunchMlaDecodeHopper(launch, state.stream());
+  } else if (CanMlaDecodeTensor(launch, state.architecture())) {
+    launched = LaunchMlaDecodeTensor(launch, state.architecture(), state.stream());
+  } else {
+    launched = LaunchMlaDecodePlain(launch, state.stream());
+  }
+  BATON_RETURN_IF_ERROR(CudaStatus(launched, "mla_decode"));
   return CudaStatus(LaunchMlaDecodeMerge(launch, state.stream()), "mla_decode's merge");
 }
 
@@ -230,6 +235,9 @@ absl::Status MlaDecode(Device& device, const MlaDecodeArgs& args) {
                          .heads = static_cast<int>(heads),
                          .head = static_cast<int>(args.q.dim(2)),
                          .scale_log2 = args.softmax_scale * std::numbers::log2e_v<float>};
+  launch.q_lat = HeadRows(args.q_lat);
+  launch.q = HeadRows(args.q);
+  if (state.architecture() == 90 && CanMlaDecodeHopper(launch)) launch.long_split = kLongSplit;
   BATON_ASSIGN_OR_RETURN(const int64_t piece,
                          PrepareDecode(state, rows, args.batch.page_table.dim(1), launch));
   for (int64_t row = 0; row < rows; row += piece) {

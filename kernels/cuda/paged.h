@@ -23,6 +23,7 @@ struct Pages {
   int32_t kv_lora = 0;  // a multiple of 32
   int32_t rope = 0;     // even
   PageFormat format = PageFormat::kBf16;
+  int32_t count = 0;  // pages
 };
 
 struct Batch {

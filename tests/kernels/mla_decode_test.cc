@@ -1,7 +1,7 @@
 // Attention on latents alone: formats, numbers of heads and splits that attention_test's whole
 // steps do not reach, or reach at too great a cost for the emulated GPU.
 
-#include "tests/kernels/latent_cache.h"
+#include "tests/kernels/mla_decode_fixture.h"
 
 namespace baton::kernels {
 namespace {
@@ -14,30 +14,8 @@ const Shape kDecodeShapes[] = {
     {9, 8, 64, 8, 576, 64, KvFormat::kBF16},
 };
 
-class MlaDecodeTest : public KernelTest {
- protected:
-  struct Queries {
-    Owned lat, q;
-  };
-  Queries MakeQueries(const Shape& shape, int64_t rows, DType lat, DType act) {
-    return {Random(rng_, lat, {rows, shape.heads, shape.kv_lora}, 0.2f),
-            Random(rng_, act, {rows, shape.heads, shape.nope + shape.rope}, 0.3f)};
-  }
-  static Owned Run(Device& device, const Cache& cache, const Queries& queries, DType out_type) {
-    Owned out(out_type, {cache.rows, cache.shape.heads, cache.shape.kv_lora});
-    EXPECT_OK(MlaDecode(device, {.q_lat = queries.lat.view(),
-                                 .q = queries.q.view(),
-                                 .pages = cache.pages(),
-                                 .batch = cache.batch(),
-                                 .out = out.view(),
-                                 .softmax_scale = Scale(cache.shape)}));
-    return out;
-  }
-};
+class MlaDecodeTest : public MlaDecodeFixture {};
 
-struct Types {
-  DType lat, act;
-};
 constexpr Types kTypes[] = {
     {DType::kF32, DType::kF32}, {DType::kF32, DType::kBF16}, {DType::kBF16, DType::kBF16}};
 
@@ -62,42 +40,14 @@ TEST_P(MlaDecodeTest, IsRowInvariant) {
   for (const Shape& shape : {kDecodeShapes[0], kDecodeShapes[1], kDecodeShapes[2]}) {
     for (const Types& types : {kTypes[0], kTypes[1]}) {
       SCOPED_TRACE(Describe(shape) + DTypeName(types.act));
-      const std::vector<int32_t> queries_of = {1, 3, 2};
-      const Cache cache = MakeCache(rng_, shape, queries_of, {1, 66, 258});
-      const Queries queries = MakeQueries(shape, cache.rows, types.lat, types.act);
-      const Owned all = Run(*device_, cache, queries, DType::kF32);
-      int64_t t = 0;
-      for (size_t s = 0; s < queries_of.size(); ++s) {
-        for (int32_t r = 0; r < queries_of[s]; ++r, ++t) {
-          const Cache one = OnlyRow(cache, static_cast<int64_t>(s), r);
-          const Queries own = {Rows(queries.lat, t, t + 1), Rows(queries.q, t, t + 1)};
-          EXPECT_EQ(Run(*device_, one, own, DType::kF32).bytes(), RowBytes(all, t)) << "row " << t;
-        }
-      }
+      ExpectRowInvariant(shape, types.lat, types.act, {1, 3, 2}, {1, 66, 258});
     }
   }
 }
 
 // Some of the heads alone give those heads of the whole, whichever tile they fall into.
 TEST_P(MlaDecodeTest, HeadsAreIndependentOfTheirNumber) {
-  const Shape& shape = kDecodeShapes[4];
-  const Cache cache = MakeCache(rng_, shape, {1}, {70});
-  const Queries queries = MakeQueries(shape, 1, DType::kBF16, DType::kBF16);
-  const Owned all = Run(*device_, cache, queries, DType::kF32);
-  for (const int64_t head : {int64_t{0}, int64_t{9}, shape.heads - 1}) {
-    const auto part = [&](const Owned& whole) {
-      Owned one(whole.dtype(), {1, 1, whole.shape()[2]});
-      const size_t bytes = one.bytes().size();
-      std::memcpy(one.as<uint8_t>(), whole.bytes().data() + static_cast<size_t>(head) * bytes,
-                  bytes);
-      return one;
-    };
-    Cache single = cache;
-    single.shape.heads = 1;
-    EXPECT_EQ(Run(*device_, single, {part(queries.lat), part(queries.q)}, DType::kF32).bytes(),
-              part(all).bytes())
-        << "head " << head;
-  }
+  ExpectHeadsIndependent(kDecodeShapes[4], 70);
 }
 
 BATON_INSTANTIATE_KERNEL_TEST(MlaDecodeTest);

@@ -49,7 +49,8 @@ BlockRunner* BlockRunner::Current() { return current_runner; }
 
 BlockRunner::BlockRunner()
     : shared_(static_cast<char*>(
-          Memory::Get().Allocate(kMaxSharedBytes, MemoryKind::kShared, /*device=*/-1))) {
+          Memory::Get().Allocate(kMaxSharedBytes, MemoryKind::kShared, /*device=*/-1))),
+      shared_races_(reinterpret_cast<size_t>(shared_), kMaxSharedBytes) {
   BATON_CHECK(shared_ != nullptr);
   Memory::Get().Mark(shared_, kMaxSharedBytes, 0);
   units_.resize(kMaxSharedBytes / 16);
@@ -126,6 +127,7 @@ void BlockRunner::Reset(const Grid& grid, int64_t block) {
     thread.proxy_fences = 0;
     thread.touched.clear();
     thread.busy.clear();
+    thread.clock.clear();
     if (grid.races != nullptr) {
       thread.clock.assign(static_cast<size_t>(grid.threads) + 1, 0);  // the last: the copy engine
       thread.clock[static_cast<size_t>(i)] = 1;

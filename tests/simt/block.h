@@ -85,6 +85,7 @@ class BlockRunner {
   void GroupMmaFence(const Registers* named, int count, const void* site);
   void GroupMmaCommit(const void* site);
   void GroupMmaWait(int pending, const Registers* named, int count, const void* site);
+  void SetRegisters(int count, const void* site);
 
  private:
   static constexpr size_t kMaxSharedBytes = 227 * 1024;
@@ -95,6 +96,7 @@ class BlockRunner {
   static constexpr int kGroupFence = 102;
   static constexpr int kGroupCommit = 103;
   static constexpr int kGroupWait = 104;
+  static constexpr int kSetRegisters = 105;
 
   enum class State : uint8_t { kReady, kWaiting, kDone };
   struct Copy {
@@ -157,6 +159,8 @@ class BlockRunner {
     std::vector<GroupOp> open_mmas;
     std::deque<std::vector<GroupOp>> mma_groups;
     std::vector<std::pair<GroupMma, const void*>> issued;  // for comparison with the other warps
+    int registers = 0;                                     // of a thread; 0: as launched
+    const void* registers_site = nullptr;
   };
   // 16 bytes of shared memory.
   struct SharedUnit {
@@ -202,12 +206,13 @@ class BlockRunner {
   void StartGroupOp(WarpState& warp, const void* site);
   void CheckOtherWarps(const WarpState& warp, const void* site);
   void CheckUnit(uint32_t unit, const void* site);
-  void NoteUnits(const GroupOp& op, int thread, const void* site);
+  void NoteUnits(const GroupOp& op, int thread, bool begins, const void* site);
   void Execute(GroupOp& op);
   void FinishGroupOp(GroupOp& op, const void* site);
   void TouchRegisters(const void* address, int bytes, const void* site);
   void NoteSharedWrite(const void* address, int bytes, const void* site);
   bool IsUnfenced(size_t byte) const;
+  std::string EndProblem(size_t warp, const void** site) const;
   bool EndedTogether();
   void NoteRace(const void* address, int bytes, bool write, bool atomic, const void* site);
   void JoinClocks(const std::vector<int>& threads);

@@ -155,6 +155,7 @@ GroupFaulty(BATON_GRID_CONSTANT const GroupArgs args) {
   auto& tiles = SharedMemory<Tiles>();
   const bool wrong = args.mode == 0;
   Bring<kFault>(tiles, args);
+  if (kFault == GroupFault::kRegistersOfSomeWarps && (!wrong || Warp() != 2)) TakeRegisters<200>();
   float d[32], other[32];
 #pragma unroll
   for (int i = 0; i < 32; ++i) d[i] = other[i] = 0.0f;
@@ -195,7 +196,7 @@ cudaError_t LaunchFaulty(const GroupArgs& args, cudaStream_t stream) {
 
 template <int kFirst = 0>
 cudaError_t LaunchNumbered(int fault, const GroupArgs& args, cudaStream_t stream) {
-  if constexpr (kFirst > static_cast<int>(GroupFault::kBoxNotAwaited)) {
+  if constexpr (kFirst > static_cast<int>(GroupFault::kRegistersOfSomeWarps)) {
     return cudaErrorInvalidValue;
   } else {
     if (fault == kFirst) return LaunchFaulty<static_cast<GroupFault>(kFirst)>(args, stream);

@@ -44,6 +44,7 @@ enum class GroupFault : uint8_t {
   kThreeWarps,
   kDifferentOperands,
   kBoxNotAwaited,
+  kRegistersOfSomeWarps,
 };
 // Mode 1: the same without the fault.
 cudaError_t LaunchGroupFault(GroupFault fault, const GroupArgs& args, cudaStream_t stream);

@@ -86,6 +86,21 @@ bool SameInstruction(const GroupMma& x, const GroupMma& y) {
 
 constexpr int kRegistersA = 4;
 
+// sums[j] += a[k] b[k][j] for k ascending; columns are a multiple of 8.
+#if defined(__x86_64__)
+__attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+void AddProducts(const float* a, const double* b, int depth, int columns, double* sums) {
+  using Eight [[gnu::vector_size(64), gnu::aligned(8)]] = double;
+  for (int j = 0; j < columns; j += 8) {
+    Eight sum = *reinterpret_cast<const Eight*>(sums + j);
+    for (int k = 0; k < depth; ++k) {
+      sum += static_cast<double>(a[k]) * *reinterpret_cast<const Eight*>(b + k * columns + j);
+    }
+    *reinterpret_cast<Eight*>(sums + j) = sum;
+  }
+}
+
 }  // namespace
 
 uint32_t BlockRunner::SharedAddress(const void* pointer, const void* site) {
@@ -146,14 +161,17 @@ void BlockRunner::CheckUnit(uint32_t unit, const void* site) {
 }
 
 // Reads of the warp's first lane: behind all writes at the beginning, before all later ones at the
-// end.
-void BlockRunner::NoteUnits(const GroupOp& op, int thread, const void* site) {
+// end, from when on they are known (in between the unit has a reader).
+void BlockRunner::NoteUnits(const GroupOp& op, int thread, bool begins, const void* site) {
   if (grid_->races == nullptr) return;
+  const VectorClock& clock = threads_[static_cast<size_t>(thread)]->clock;
   for (const uint32_t unit : op.units) {
     const char* const at = shared_ + size_t{unit} * 16;
+    const size_t address = reinterpret_cast<size_t>(at);
     const std::optional<AccessRecord> earlier =
-        shared_races_.Note(reinterpret_cast<size_t>(at), 16, /*write=*/false, /*atomic=*/false,
-                           block_, thread, threads_[static_cast<size_t>(thread)]->clock, site);
+        begins ? shared_races_.Check(address, 16, /*write=*/false, block_, thread, clock)
+               : shared_races_.Note(address, 16, /*write=*/false, /*atomic=*/false, block_, thread,
+                                    clock, site);
     if (!earlier.has_value()) continue;
     std::ostringstream what;
     what << "a matrix operand, " << Memory::Get().Describe(at)
@@ -277,7 +295,7 @@ void BlockRunner::StartGroupOp(WarpState& warp, const void* site) {
     CheckUnit(unit, site);
     ++units_[unit].readers;
   }
-  NoteUnits(op, number * 32, site);
+  NoteUnits(op, number * 32, /*begins=*/true, site);
   if (warp.open_mmas.empty() && warp.mma_groups.empty() && rng_.Chance(0.5)) Execute(op);
   warp.open_mmas.push_back(std::move(op));
 }
@@ -287,7 +305,7 @@ void BlockRunner::Execute(GroupOp& op) {
   const GroupMma& mma = op.mma;
   const int depth = mma.e4m3 ? 32 : 16, n = mma.n;
   float a[16][32];
-  static thread_local std::vector<float> b;  // [depth][n]
+  static thread_local std::vector<double> b;  // [depth][n]
   static thread_local std::vector<double> sums;
   b.resize(static_cast<size_t>(depth * n));
   size_t next = 0;
@@ -317,11 +335,7 @@ void BlockRunner::Execute(GroupOp& op) {
       return op.d[row % 8 * 4 + column % 8 / 2][column / 8 * 4 + row / 8 * 2 + column % 2];
     };
     for (int j = 0; j < n; ++j) sums[static_cast<size_t>(j)] = mma.add ? d(j) : 0.0f;
-    for (int k = 0; k < depth; ++k) {
-      const double factor = a[row][k];
-      const float* const values = &b[static_cast<size_t>(k * n)];
-      for (int j = 0; j < n; ++j) sums[static_cast<size_t>(j)] += factor * values[j];
-    }
+    AddProducts(a[row], b.data(), depth, n, sums.data());
     for (int j = 0; j < n; ++j) d(j) = static_cast<float>(sums[static_cast<size_t>(j)]);
   }
 }
@@ -329,7 +343,7 @@ void BlockRunner::Execute(GroupOp& op) {
 void BlockRunner::FinishGroupOp(GroupOp& op, const void* site) {
   Execute(op);
   for (const uint32_t unit : op.units) --units_[unit].readers;
-  NoteUnits(op, thread_->place.thread / 32 * 32, site);
+  NoteUnits(op, thread_->place.thread / 32 * 32, /*begins=*/false, site);
 }
 
 void BlockRunner::GroupMmaCommit(const void* site) {
@@ -338,6 +352,10 @@ void BlockRunner::GroupMmaCommit(const void* site) {
 
 void BlockRunner::PerformGroup(int op, WarpState& warp, const void* site) {
   if (op == kGroupIssue) return StartGroupOp(warp, site);
+  if (op == kSetRegisters) {
+    warp.registers = warp.lanes[0].source;
+    warp.registers_site = site;
+  }
   if (op == kGroupCommit) warp.mma_groups.push_back(std::exchange(warp.open_mmas, {}));
   if (op != kGroupWait) return;
   while (static_cast<int>(warp.mma_groups.size()) > warp.lanes[0].source) {
@@ -366,24 +384,47 @@ void BlockRunner::GroupMmaWait(int pending, const Registers* named, int count, c
   }
 }
 
-// When all threads have returned.
+void BlockRunner::SetRegisters(int count, const void* site) {
+  MeetInWarp(kSetRegisters, "GiveRegisters or TakeRegisters", {.source = count}, site);
+}
+
+// --- when all threads have returned
+
+// What is wrong with what a warp has done, compared with the first of its group.
+std::string BlockRunner::EndProblem(size_t number, const void** site) const {
+  const WarpState& warp = warps_[number];
+  const WarpState& first = warps_[number / 4 * 4];
+  const auto& issued = warp.issued.empty() ? first.issued : warp.issued;
+  *site = issued.empty() ? nullptr : issued.back().second;
+  if (!warp.open_mmas.empty() || !warp.mma_groups.empty()) {
+    return "a warp returns while its matrix instructions are under way";
+  }
+  if (warp.issued.size() != first.issued.size()) {
+    return "warps of a warpgroup have issued different numbers of matrix instructions: " +
+           std::to_string(warp.issued.size()) + " and " + std::to_string(first.issued.size());
+  }
+  if (warp.registers == 0 && first.registers == 0) return "";
+  *site = warp.registers == 0 ? first.registers_site : warp.registers_site;
+  if (warp.registers != first.registers || number / 4 * 4 + 4 > warps_.size()) {
+    return "not all four warps of a warpgroup set the same number of registers";
+  }
+  constexpr int kWarpRegisters = 65536 / 32;
+  int sum = 0;
+  for (const WarpState& other : warps_) sum += other.registers;
+  return sum <= kWarpRegisters
+             ? ""
+             : "the block's warps want " + std::to_string(32 * sum) + " registers, there are 65536";
+}
+
 bool BlockRunner::EndedTogether() {
   for (size_t i = 0; i < warps_.size(); ++i) {
-    const WarpState& warp = warps_[i];
-    const WarpState& first = warps_[i / 4 * 4];
-    std::string what;
-    if (!warp.open_mmas.empty() || !warp.mma_groups.empty()) {
-      what = "a warp returns while its matrix instructions are under way";
-    } else if (warp.issued.size() != first.issued.size()) {
-      what = "warps of a warpgroup have issued different numbers of matrix instructions: " +
-             std::to_string(warp.issued.size()) + " and " + std::to_string(first.issued.size());
-    }
+    const void* site = nullptr;
+    const std::string what = EndProblem(i, &site);
     if (what.empty()) continue;
-    const auto& issued = warp.issued.empty() ? first.issued : warp.issued;
     Fault fault{.kind = FaultKind::kGroupMma,
                 .what = what,
                 .kernel = FunctionName(grid_->kernel),
-                .where = Locate(issued.back().second)};
+                .where = Locate(site)};
     const ThreadPlace& place = threads_[i * 32]->place;
     std::copy(place.block, place.block + 3, fault.block);
     fault.thread = place.thread;

@@ -216,7 +216,8 @@ INSTANTIATE_TEST_SUITE_P(
         FaultCase{GroupFault::kUninitializedRow, FaultKind::kUninitialized, "a matrix operand"},
         FaultCase{GroupFault::kThreeWarps, kGroup, "different numbers"},
         FaultCase{GroupFault::kDifferentOperands, kGroup, "issue different matrix instructions"},
-        FaultCase{GroupFault::kBoxNotAwaited, FaultKind::kRace, "the copy engine", true}),
+        FaultCase{GroupFault::kBoxNotAwaited, FaultKind::kRace, "the copy engine", true},
+        FaultCase{GroupFault::kRegistersOfSomeWarps, kGroup, "number of registers"}),
     [](const testing::TestParamInfo<FaultCase>& info) {
       return "Number" + std::to_string(static_cast<int>(info.param.fault));
     });

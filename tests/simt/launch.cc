@@ -72,6 +72,7 @@ void GroupMmaCommit() { Runner().GroupMmaCommit(BATON_SIMT_SITE); }
 void GroupMmaWait(int pending, const Registers* named, int count) {
   Runner().GroupMmaWait(pending, named, count, BATON_SIMT_SITE);
 }
+void SetRegisters(int count) { Runner().SetRegisters(count, BATON_SIMT_SITE); }
 void FenceAsyncProxy() { Runner().FenceAsyncProxy(); }
 uint32_t SharedAddress(const void* pointer) {
   return Runner().SharedAddress(pointer, BATON_SIMT_SITE);

@@ -74,6 +74,7 @@ struct Registers {
 void GroupMmaFence(const Registers* named, int count);
 void GroupMmaCommit();
 void GroupMmaWait(int pending, const Registers* named, int count);
+void SetRegisters(int count);
 void FenceAsyncProxy();
 // Byte of the block's shared memory.
 uint32_t SharedAddress(const void* pointer);

@@ -29,13 +29,20 @@ struct AccessRecord {
   const void* site = nullptr;
 };
 
-// The accesses of one launch (global memory) or one block (shared memory). Thread-safe.
+// The accesses of one launch (global memory; thread-safe) or, of a range of addresses known
+// beforehand, of one block (shared memory; for one OS thread).
 class RaceMap {
  public:
+  RaceMap() = default;
+  RaceMap(size_t address, size_t bytes) : first_word_(address / 4), flat_(bytes / 4) {}
+
   // Notes an access of up to 16 bytes; the earlier one it races with, if there is one.
   std::optional<AccessRecord> Note(size_t address, int bytes, bool write, bool atomic,
                                    uint32_t block, int thread, const VectorClock& clock,
                                    const void* site);
+  // The same without noting it.
+  std::optional<AccessRecord> Check(size_t address, int bytes, bool write, uint32_t block,
+                                    int thread, const VectorClock& clock);
   void Clear();
 
  private:
@@ -49,10 +56,14 @@ class RaceMap {
     std::mutex mutex;
     std::unordered_map<size_t, Word> words;
   };
+  static std::optional<AccessRecord> FindRace(const Word& word, const AccessRecord& access,
+                                              bool write, const VectorClock& clock);
   static std::optional<AccessRecord> NoteWord(Word& word, const AccessRecord& access, bool write,
                                               const VectorClock& clock);
 
   std::array<Shard, 64> shards_;
+  size_t first_word_ = 0;
+  std::vector<Word> flat_;  // of a known range
 };
 
 }  // namespace baton::simt

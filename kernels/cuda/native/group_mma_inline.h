@@ -133,6 +133,15 @@ BATON_DEVICE void GroupMmaWait(Registers&... registers) {
   (detail::Pin(registers), ...);
 }
 
+template <int kCount>
+BATON_DEVICE void GiveRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+BATON_DEVICE void TakeRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
 }  // namespace baton::kernels::cuda
 
 #endif  // BATON_KERNELS_CUDA_NATIVE_GROUP_MMA_INLINE_H_

@@ -193,6 +193,16 @@ BATON_DEVICE void GroupMmaWait(Registers&... registers) {
   const simt::calls::Registers named[] = {{registers, static_cast<int>(sizeof(registers))}...};
   simt::calls::GroupMmaWait(kPending, named, sizeof...(registers));
 }
+template <int kCount>
+BATON_DEVICE void GiveRegisters() {
+  static_assert(kCount >= 24 && kCount <= 240 && kCount % 8 == 0);
+  simt::calls::SetRegisters(kCount);
+}
+template <int kCount>
+BATON_DEVICE void TakeRegisters() {
+  static_assert(kCount >= 24 && kCount <= 240 && kCount % 8 == 0);
+  simt::calls::SetRegisters(kCount);
+}
 
 // --- numbers
 
