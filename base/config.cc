@@ -218,7 +218,15 @@ class Loader {
     }
     CheckRanks("prefill", loaded_.config.prefill());
     CheckRanks("decode", decode);
-    const std::string& tls = loaded_.config.handoff().ucx().tls();
+    const v1::Handoff& handoff = loaded_.config.handoff();
+    if (handoff.nccl().staging_mb() * 1024 < handoff.max_message_kb()) {
+      Problem(loaded_.origin["handoff.nccl.staging_mb"],
+              "handoff.nccl.staging_mb: " + std::to_string(handoff.nccl().staging_mb()) +
+                  " MiB do not hold one message of handoff.max_message_kb (" +
+                  std::to_string(handoff.max_message_kb()) + " KiB, from " +
+                  loaded_.origin["handoff.max_message_kb"] + ")");
+    }
+    const std::string& tls = handoff.ucx().tls();
     if (("," + tls + ",").find(",tcp,") == std::string::npos) {
       Problem(loaded_.origin["handoff.ucx.tls"],
               "handoff.ucx.tls: \"" + tls +

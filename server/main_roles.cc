@@ -18,6 +18,7 @@
 #include "server/operator_pages.h"
 #include "transport/faulty/faulty_transport.h"
 #include "transport/inproc/inproc_transport.h"
+#include "transport/nccl/nccl_transport.h"
 #include "transport/ucx/ucx_transport.h"
 
 namespace baton::server {
@@ -38,6 +39,11 @@ uint64_t RandomBits() {
 absl::StatusOr<std::vector<EmbeddedRank>> MakeRanks(const Config& config, RunnerRole role,
                                                     const ModelFiles& files,
                                                     transport::InprocFabric& fabric) {
+  if (config.handoff().transport() == "nccl") {
+    return absl::InvalidArgumentError(
+        "handoff.transport: nccl connects different GPUs, and serve has both workers on one; set it "
+        "to auto, or run prefill and decode as processes");
+  }
   // Both ends are here, so nobody else needs to reach them; one port cannot serve all.
   Config local = config;
   local.mutable_handoff()->mutable_ucx()->set_listen_port(0);
@@ -63,13 +69,35 @@ absl::StatusOr<std::vector<EmbeddedRank>> MakeRanks(const Config& config, Runner
     }
     BATON_ASSIGN_OR_RETURN(ranks[i].runner, model::CreateRunner(files.model, options));
     if (config.handoff().transport() == "ucx") {
-      BATON_ASSIGN_OR_RETURN(ranks[i].transport,
-                             MakeProcessTransport(local, kLoopback, clock, Log()));
+      BATON_ASSIGN_OR_RETURN(ranks[i].transport, MakeProcessTransport(local, role, options.device,
+                                                                      kLoopback, clock, Log()));
     } else {
       ranks[i].transport = fabric.NewEndpoint(absl::StrCat(RoleName(role), "-", i));
     }
   }
   return ranks;
+}
+
+// What handoff.* says; but for the GPU, where to listen, and the log.
+transport::NcclTransportOptions NcclOptionsFor(const Config& config, RunnerRole role) {
+  const v1::Nccl& nccl = config.handoff().nccl();
+  transport::NcclTransportOptions options;
+  options.net_devices = config.handoff().ucx().net_devices();
+  options.listen_port = static_cast<uint16_t>(config.handoff().ucx().listen_port());
+  if (nccl.memory() == "gpu") options.memory = transport::PayloadMemory::kGpu;
+  if (nccl.memory() == "pinned") options.memory = transport::PayloadMemory::kPinned;
+  options.max_message_bytes = static_cast<uint64_t>(config.handoff().max_message_kb()) * kKiB;
+  options.staging_bytes =
+      role == RunnerRole::kDecode ? static_cast<uint64_t>(nccl.staging_mb()) * kMiB : 0;
+  options.coalesce_bytes = static_cast<uint64_t>(nccl.coalesce_kb()) * kKiB;
+  options.coalesce_delay = Duration::Millis(nccl.coalesce_ms());
+  options.max_communicators = static_cast<uint32_t>(nccl.max_communicators());
+  options.max_concurrent_transfers = static_cast<uint32_t>(nccl.max_concurrent());
+  options.max_ctas = nccl.max_ctas();
+  options.connect_timeout = Duration::Millis(nccl.connect_timeout_ms());
+  options.stall_timeout = Duration::Millis(nccl.stall_timeout_ms());
+  options.transfer_timeout = Duration::Millis(nccl.transfer_timeout_ms());
+  return options;
 }
 
 }  // namespace
@@ -169,7 +197,8 @@ absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole rol
   WorkerParts parts;
   BATON_ASSIGN_OR_RETURN(parts.rank, RankOfProcess(config, role, HostName()));
   BATON_ASSIGN_OR_RETURN(parts.options, RunnerOptionsFor(config, role, *files.model));
-  BATON_ASSIGN_OR_RETURN(parts.transport, MakeProcessTransport(config, address, clock, log));
+  BATON_ASSIGN_OR_RETURN(parts.transport, MakeProcessTransport(config, role, parts.options.device,
+                                                               address, clock, log));
   model::RankGroup& group = parts.options.group;
   if (RanksOf(config, role) == 1) {
     parts.collectives = GroupOfOne(parts.options);
@@ -213,17 +242,36 @@ RoleProcess WorkerProcess(wire::Worker& worker, const WorkerParts& parts,
 }
 
 absl::StatusOr<std::unique_ptr<transport::KvTransport>> MakeProcessTransport(
-    const Config& config, const std::string& address, std::shared_ptr<Clock> clock,
-    const Log& log) {
-  if (config.handoff().transport() == "inproc") {
+    const Config& config, RunnerRole role, const kernels::DeviceOptions& device,
+    const std::string& address, std::shared_ptr<Clock> clock, const Log& log) {
+  const bool on_gpu = device.backend == kernels::BackendKind::kCuda;
+  std::string carrier = config.handoff().transport();
+  if (carrier == "auto") carrier = on_gpu ? "nccl" : "ucx";
+  if (carrier == "inproc") {
     return absl::InvalidArgumentError(
         "handoff.transport: inproc does not reach other processes; set it to auto or ucx");
   }
+  if (carrier == "nccl" && !on_gpu) {
+    return absl::InvalidArgumentError(
+        "handoff.transport: nccl connects GPUs, and kernels.backend is not cuda; set it to auto or "
+        "ucx");
+  }
   const v1::Ucx& network = config.handoff().ucx();
+  const std::string listen_ip =
+      network.listen_ip().empty() ? SpecificIp(address) : network.listen_ip();
+  if (carrier == "nccl") {
+    transport::NcclTransportOptions options = NcclOptionsFor(config, role);
+    options.gpu = device.gpu;
+    options.listen_ip = listen_ip;
+    options.log = log;
+    BATON_ASSIGN_OR_RETURN(std::unique_ptr<transport::KvTransport> nccl,
+                           transport::CreateNcclTransport(options, std::move(clock)));
+    return nccl;
+  }
   transport::UcxOptions options;
   options.tls = network.tls();
   options.net_devices = network.net_devices();
-  options.listen_ip = network.listen_ip().empty() ? SpecificIp(address) : network.listen_ip();
+  options.listen_ip = listen_ip;
   options.listen_port = static_cast<uint16_t>(network.listen_port());
   options.log = log;
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<transport::KvTransport> ucx,

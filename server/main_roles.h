@@ -76,10 +76,12 @@ absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole rol
                                             std::shared_ptr<Clock> clock,
                                             TerminationSignals& signals, const Log& log);
 
-// The transport of a worker process that listens for streams at `address`. Where handoff.ucx says
-// nothing else, it listens where the worker does: on that IP address, or everywhere.
+// The transport of a rank whose worker listens for streams at `address`. Where handoff.ucx says
+// nothing else, it listens where the worker does: on that IP address, or everywhere. `device` is
+// the rank's runner's.
 absl::StatusOr<std::unique_ptr<transport::KvTransport>> MakeProcessTransport(
-    const Config& config, const std::string& address, std::shared_ptr<Clock> clock, const Log& log);
+    const Config& config, RunnerRole role, const kernels::DeviceOptions& device,
+    const std::string& address, std::shared_ptr<Clock> clock, const Log& log);
 
 // The IP address in `address` (host:port); empty when its host is a name, or every interface.
 std::string SpecificIp(const std::string& address);

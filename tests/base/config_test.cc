@@ -210,6 +210,9 @@ TEST_F(ConfigTest, FieldsThatContradictEachOther) {
   EXPECT_THAT(
       errors,
       HasSubstr("default: decode.max_landings: 8 is more than decode.max_sequences (4, from "));
+  EXPECT_THAT(ErrorsOf("handoff:\n  max_message_kb: 2048\n  nccl:\n    staging_mb: 1\n"),
+              HasSubstr("handoff.nccl.staging_mb: 1 MiB do not hold one message of "
+                        "handoff.max_message_kb (2048 KiB, from "));
 }
 
 TEST_F(ConfigTest, BrokenFiles) {

@@ -30,7 +30,7 @@ std::string AddressesOf(const Workers& workers, bool all_ranks) {
 
 }  // namespace
 
-Cluster::Cluster(const ClusterOptions& options) {
+Cluster::Cluster(const ClusterOptions& options) : worker_program_(options.worker_program) {
   const std::vector<std::string> prefill =
       With({"--model=" + options.prefill_model, "--prefill.address=127.0.0.1:0",
             "--prefill.threads=1", "--prefill.memory_mb=64"},
@@ -79,7 +79,7 @@ Cluster::Ranks Cluster::StartWorker(const std::string& role, size_t i, int ranks
                            "--" + role + ".group_addresses=" + meeting_places,
                            "--group.timeout_ms=" + std::to_string(2000 * kSanitizedTestScale)});
     }
-    processes[rank] = std::make_unique<BatonProcess>(scratch_, name, arguments);
+    processes[rank] = std::make_unique<BatonProcess>(scratch_, name, arguments, worker_program_);
   }
   return processes;
 }

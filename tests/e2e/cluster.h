@@ -24,6 +24,7 @@ struct ClusterOptions {
   std::vector<std::string> prefill_flags = {};
   std::vector<std::string> decode_flags = {};
   std::string prefill_model = kModel;
+  std::string worker_program = kBaton;
 };
 
 class Cluster {
@@ -57,6 +58,7 @@ class Cluster {
   Ranks StartWorker(const std::string& role, size_t i, int ranks,
                     const std::vector<std::string>& flags);
 
+  const std::string worker_program_;
   ScratchDirectory scratch_;
   std::vector<Ranks> prefill_;
   std::vector<Ranks> decode_;

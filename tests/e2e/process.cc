@@ -24,17 +24,16 @@
 namespace baton::e2e {
 namespace {
 
-constexpr char kBaton[] = BATON_BINARY_DIR "/baton";
-
 std::string ReadFile(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
 }
 
 // Standard output to `out`, standard error to `err`; the child dies with the test.
-pid_t Spawn(const std::vector<std::string>& arguments, const std::string& out,
-            const std::string& err) {
-  std::vector<char*> argv = {const_cast<char*>(kBaton)};
+pid_t Spawn(const std::string& program, const std::vector<std::string>& arguments,
+            const std::string& out, const std::string& err) {
+  const std::string path = std::string(BATON_BINARY_DIR) + "/" + program;
+  std::vector<char*> argv = {const_cast<char*>(path.c_str())};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
   const pid_t pid = ::fork();
@@ -43,7 +42,7 @@ pid_t Spawn(const std::vector<std::string>& arguments, const std::string& out,
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   ::dup2(::open(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), STDOUT_FILENO);
   ::dup2(::open(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), STDERR_FILENO);
-  ::execv(kBaton, argv.data());
+  ::execv(path.c_str(), argv.data());
   ::_exit(127);
 }
 
@@ -73,12 +72,13 @@ ScratchDirectory::~ScratchDirectory() {
 }
 
 BatonProcess::BatonProcess(const ScratchDirectory& scratch, const std::string& name,
-                           std::vector<std::string> arguments)
-    : port_file_(scratch.File(name + ".ports")),
+                           std::vector<std::string> arguments, const std::string& program)
+    : program_(program),
+      port_file_(scratch.File(name + ".ports")),
       log_file_(scratch.File(name + ".log")),
       arguments_(std::move(arguments)) {
   arguments_.push_back("--port-file=" + port_file_);
-  pid_ = Spawn(arguments_, "/dev/null", log_file_);
+  pid_ = Spawn(program_, arguments_, "/dev/null", log_file_);
 }
 
 void BatonProcess::Restart(const std::vector<std::string>& more) {
@@ -89,7 +89,7 @@ void BatonProcess::Restart(const std::vector<std::string>& more) {
       arguments_.push_back(argument);
     }
   }
-  pid_ = Spawn(arguments_, "/dev/null", log_file_);
+  pid_ = Spawn(program_, arguments_, "/dev/null", log_file_);
 }
 
 BatonProcess::~BatonProcess() {
@@ -131,9 +131,9 @@ int BatonProcess::Wait() {
 std::string BatonProcess::Log() const { return ReadFile(log_file_); }
 
 std::string RunBaton(const ScratchDirectory& scratch, const std::vector<std::string>& arguments,
-                     int* code) {
+                     int* code, const std::string& program) {
   const std::string out = scratch.File("out");
-  const pid_t pid = Spawn(arguments, out, scratch.File("err"));
+  const pid_t pid = Spawn(program, arguments, out, scratch.File("err"));
   *code = WaitForEnd(pid);
   if (*code < 0) {
     ::kill(pid, SIGKILL);

@@ -25,12 +25,15 @@ class ScratchDirectory {
   std::string path_;
 };
 
+inline constexpr char kBaton[] = "baton";                   // the build's
+inline constexpr char kBatonEmulated[] = "baton_emulated";  // with an emulated GPU
+
 class BatonProcess {
  public:
-  // Runs `baton arguments...`; standard error goes to a file in `scratch`. `name` tells the
-  // processes of a test apart.
+  // Runs `baton arguments...`, or another `program` of the build; standard error goes to a file in
+  // `scratch`. `name` tells the processes of a test apart.
   BatonProcess(const ScratchDirectory& scratch, const std::string& name,
-               std::vector<std::string> arguments);
+               std::vector<std::string> arguments, const std::string& program = kBaton);
   // Kills it, if it still runs. The test fails when a sanitizer has found something in it.
   ~BatonProcess();
   BatonProcess(const BatonProcess&) = delete;
@@ -52,6 +55,7 @@ class BatonProcess {
   std::string Log() const;  // its standard error so far
 
  private:
+  const std::string program_;
   const std::string port_file_;
   const std::string log_file_;
   std::vector<std::string> arguments_;
@@ -62,7 +66,7 @@ class BatonProcess {
 
 // Runs `baton arguments...` to its end; its standard output. The exit code goes to `code`.
 std::string RunBaton(const ScratchDirectory& scratch, const std::vector<std::string>& arguments,
-                     int* code);
+                     int* code, const std::string& program = kBaton);
 
 // The body of http://127.0.0.1:port/path, empty when there is none.
 std::string HttpGet(int port, const std::string& path);

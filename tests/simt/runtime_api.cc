@@ -323,8 +323,17 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
   attributes->devicePointer = const_cast<void*>(address);
   return cudaSuccess;
 }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
+  const auto is_device = [](const void* address) {
+    const baton::simt::Allocation found = baton::simt::Memory::Get().Find(address);
+    return found.data != nullptr && found.kind == MemoryKind::kDevice;
+  };
+  if ((kind == cudaMemcpyDeviceToHost && is_device(to)) ||
+      (kind == cudaMemcpyHostToDevice && is_device(from))) {
+    return Answer(Runtime::Get().Misuse("a copy whose kind says host of a GPU's memory",
+                                        cudaErrorInvalidValue));
+  }
   return Answer(baton::simt::Copy(to, from, {.width = bytes}, stream));
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
@@ -357,11 +366,6 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
         Runtime::Get().Misuse("a stream that waits for the default stream", cudaErrorInvalidValue));
   }
   return Answer(Runtime::Get().CreateStream(stream));
-}
-cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
-  *least = 0;
-  *greatest = -5;
-  return Answer(cudaSuccess);
 }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int) {
   return cudaStreamCreateWithFlags(stream, flags);

@@ -172,6 +172,18 @@ TEST_F(NcclHandoff, TwoEndpointsOfOneGpuAreTold) {
   EXPECT_THAT(a->peer.Seen(kPeerLost)[0].status.message(), HasSubstr("a GPU of its own"));
 }
 
+TEST_F(NcclHandoff, AnEndpointThatOnlySendsSaysSo) {
+  NcclTransportOptions options = TestNcclOptions();
+  options.staging_bytes = 0;
+  auto sender = Make(options), b = Make();
+  const TransferId good = sender->Prepare(*b), refused = b->Prepare(*sender);
+  ASSERT_TRUE(sender->Post(good, 1, 0, 1000).ok());
+  ASSERT_TRUE(Poll({sender.get(), b.get()}, [&] {
+    return b->peer.Count(kReceived) == 1 && b->peer.Count(kPeerLost, refused) == 1;
+  }));
+  EXPECT_THAT(b->peer.Seen(kPeerLost)[0].status.message(), HasSubstr("only sends"));
+}
+
 TEST_F(NcclHandoff, PageableMemoryIsRefused) {
   auto a = CreateNcclTransport(TestNcclOptions(), std::make_shared<MonotonicClock>()).value();
   std::vector<std::byte> memory(100);

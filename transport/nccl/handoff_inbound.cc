@@ -57,6 +57,8 @@ void HandoffInbound::Greet(FrameListener::Visitor visitor, Tick now) {
     why = "the first message is no hello";
   } else if (hello->number != context_.place.endpoint) {
     why = "this is not the endpoint that the address is of, which has ended";
+  } else if (staging_ == nullptr) {
+    why = "this endpoint only sends";
   } else if (links_.size() >= context_.options.max_peers) {
     why = absl::StrCat(links_.size(), " senders are connected, the most this endpoint allows");
   }
@@ -71,7 +73,7 @@ void HandoffInbound::Greet(FrameListener::Visitor visitor, Tick now) {
   link->copies = hello->place == context_.place;
   link->moved = now;
   Tell(link->socket,
-       {.kind = HandoffKind::kWelcome, .number = staging_.bytes(), .place = context_.place});
+       {.kind = HandoffKind::kWelcome, .number = staging_->bytes(), .place = context_.place});
   links_.push_back(std::move(link));
 }
 
@@ -159,9 +161,9 @@ absl::Status HandoffInbound::TakeOffer(Link& link, const HandoffMessage& message
     }
   }
   const uint64_t bytes = PayloadBytes(message.entries);
-  if (bytes > staging_.bytes()) {
+  if (bytes > staging_->bytes()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("a batch of ", bytes, " bytes was offered; staging has ", staging_.bytes()));
+        absl::StrCat("a batch of ", bytes, " bytes was offered; staging has ", staging_->bytes()));
   }
   ++link.next_batch;
   link.offers.push_back({message.number, message.entries, bytes});
@@ -271,7 +273,7 @@ HandoffInbound::Granted HandoffInbound::Grant(Link& link, Tick now) {
     if (!link.copies && (link.channel == nullptr || !link.channel->is_ready())) {
       return Granted::kNothing;
     }
-    running.block = staging_.TryTake(offer.bytes);
+    running.block = staging_->TryTake(offer.bytes);
     if (running.block == nullptr) return Granted::kNoRoom;
   }
   running.is_done = offer.bytes == 0;

@@ -22,7 +22,8 @@ namespace baton::transport {
 
 class HandoffInbound {
  public:
-  HandoffInbound(HandoffContext& context, FrameListener listener, PayloadRing& staging)
+  // `staging` null: all senders are refused.
+  HandoffInbound(HandoffContext& context, FrameListener listener, PayloadRing* staging)
       : context_(context), listener_(std::move(listener)), staging_(staging) {}
 
   // One round over all links; true when something moved. `waiting` are the events that the loop has
@@ -80,7 +81,7 @@ class HandoffInbound {
 
   HandoffContext& context_;
   FrameListener listener_;
-  PayloadRing& staging_;
+  PayloadRing* const staging_;
   Links links_;  // who is first is asked first
   bool is_starved_ = false;
   size_t waiting_ = 0;   // for the loop: polled by nobody yet, or under way

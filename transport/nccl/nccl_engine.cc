@@ -53,9 +53,11 @@ absl::StatusOr<std::unique_ptr<NcclEngine>> NcclEngine::Create(const NcclTranspo
 
 absl::Status NcclEngine::Start(UcxVersion nccl) {
   memory_ = ChooseMemory(options_.gpu, options_.memory);
-  BATON_ASSIGN_OR_RETURN(std::shared_ptr<std::byte> memory,
-                         AllocatePayloads(options_.gpu, options_.staging_bytes, memory_));
-  staging_.emplace(std::move(memory), options_.staging_bytes);
+  if (options_.staging_bytes > 0) {
+    BATON_ASSIGN_OR_RETURN(std::shared_ptr<std::byte> memory,
+                           AllocatePayloads(options_.gpu, options_.staging_bytes, memory_));
+    staging_.emplace(std::move(memory), options_.staging_bytes);
+  }
   command_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (command_fd_ < 0) {
     return absl::ResourceExhaustedError(absl::StrCat(
@@ -76,7 +78,7 @@ absl::Status NcclEngine::Start(UcxVersion nccl) {
                                       },
                                   .ending = {}});
   BATON_ASSIGN_OR_RETURN(FrameListener listener, Listen(nccl));
-  inbound_.emplace(*context_, std::move(listener), *staging_);
+  inbound_.emplace(*context_, std::move(listener), staging_.has_value() ? &*staging_ : nullptr);
   outbound_.emplace(*context_);
   thread_.emplace("baton-nccl", [this] { Run(); });
   return absl::OkStatus();

@@ -54,7 +54,9 @@ class NcclEngine {
   void RoomFreed();
   uint32_t notifies_in_flight() const { return notifies_in_flight_; }
   NcclCounters counters() const;
-  uint64_t staging_in_use_bytes() const { return staging_->bytes_in_use(); }
+  uint64_t staging_in_use_bytes() const {
+    return staging_.has_value() ? staging_->bytes_in_use() : 0;
+  }
 
  private:
   NcclEngine(const NcclTransportOptions& options, std::shared_ptr<Clock> clock);
@@ -93,7 +95,7 @@ class NcclEngine {
 
   // The thread's own (the owner's before it starts and after it has ended).
   std::optional<HandoffContext> context_;
-  std::optional<PayloadRing> staging_;
+  std::optional<PayloadRing> staging_;  // none: it only sends
   std::optional<HandoffInbound> inbound_;
   std::optional<HandoffOutbound> outbound_;
   std::vector<NcclArrival> fresh_;  // not yet in events_

@@ -28,7 +28,7 @@ absl::Status CheckOptions(const NcclTransportOptions& options) {
         "nccl: max_message_bytes, max_posts_in_flight, max_transfers, max_waiting_messages, "
         "max_peers, max_communicators, max_concurrent_transfers and max_ctas must be at least 1");
   }
-  if (options.staging_bytes < options.max_message_bytes) {
+  if (options.staging_bytes > 0 && options.staging_bytes < options.max_message_bytes) {
     return absl::InvalidArgumentError(absl::StrCat(
         "nccl: staging_bytes is ", options.staging_bytes, "; at least ", options.max_message_bytes,
         " are needed for one message of max_message_bytes"));

@@ -44,7 +44,8 @@ struct NcclTransportOptions {
 
   PayloadMemory memory = PayloadMemory::kAuto;
   uint64_t max_message_bytes = uint64_t{16} << 20;
-  // Received and not yet polled; one ring, allocated at once. At least max_message_bytes.
+  // Received and not yet polled; one ring, allocated at once. At least max_message_bytes; 0: this
+  // endpoint only sends, and refuses senders.
   uint64_t staging_bytes = uint64_t{256} << 20;
   // Posts to one peer wait for others until there are so many bytes, or for so long.
   uint64_t coalesce_bytes = uint64_t{1} << 20;

@@ -1,0 +1,91 @@
+// Workers with emulated GPUs that hand over through the emulated NCCL: the tokens of one such rank
+// alone, also when a prefill worker is killed, and where messages pass through pinned memory.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <sstream>
+
+#include "tests/e2e/cluster.h"
+
+namespace baton::e2e {
+namespace {
+
+// More than one page, so that a pass hands over several.
+constexpr char kPrompt[] =
+    "The command prints the name of the file and exits. The command prints the name of the file "
+    "and exits. The command prints the name of the file and exits.";
+constexpr char kOtherPrompt[] =
+    "A file has a name, an owner and a mode. A file has a name, an owner and a mode. A file has a "
+    "name, an owner and a mode. A file has a name, an owner and a mode.";
+constexpr int kTokens = 3;
+
+server::ClientRequest Request(const std::string& prompt) {
+  server::ClientRequest request;
+  request.text = prompt;
+  request.max_tokens = kTokens;
+  request.temperature = 0.0f;
+  request.seed = 0;
+  return request;
+}
+
+// What one emulated rank says.
+Tokens Expected(const std::string& prompt) {
+  const ScratchDirectory scratch;
+  int code = 0;
+  std::istringstream words(
+      RunBaton(scratch,
+               {"generate", std::string("--model=") + kModel, "--kernels.backend=cuda", "--ids",
+                "--max-tokens=" + std::to_string(kTokens), "--temperature=0", prompt},
+               &code, kBatonEmulated));
+  EXPECT_EQ(code, 0);
+  Tokens ids;
+  for (TokenId id = 0; words >> id;) ids.push_back(id);
+  EXPECT_EQ(ids.size(), static_cast<size_t>(kTokens));
+  return ids;
+}
+
+// Patient, as the emulation is slow.
+ClusterOptions Emulated(const std::string& transport, const std::string& memory) {
+  const std::vector<std::string> both = {
+      "--kernels.backend=cuda", "--handoff.transport=" + transport,
+      "--handoff.nccl.memory=" + memory, "--handoff.nccl.staging_mb=16",
+      "--handoff.timeout_ms=60000"};
+  ClusterOptions options;
+  options.worker_program = kBatonEmulated;
+  options.prefill_flags = both;
+  options.prefill_flags.push_back(
+      "--prefill.chunk_tokens=16");  // so that a prompt takes several passes
+  options.decode_flags = both;
+  options.decode_flags.push_back("--decode.prefill_timeout_ms=120000");
+  return options;
+}
+
+TEST(NcclHandoff, SameTokensAsOneRankAndAfterAPrefillWorkerIsKilled) {
+  const Tokens expected = Expected(kPrompt);
+  ClusterOptions options = Emulated("auto", "gpu");
+  options.prefill_workers = 2;
+  Cluster cluster(options);
+  ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
+  EXPECT_EQ(TokensOf(*cluster.Connect(), Request(kPrompt)), expected);
+  EXPECT_GT(Metric(cluster.decode(), "baton_handoff_received_messages_total"), 0);
+  const Tokens others = Expected(kOtherPrompt);
+  const std::vector<Tokens> tokens = AllAtOnce(cluster, {Request(kOtherPrompt)}, [&] {
+    const auto busy = [&](size_t i) { return cluster.PrefillPages(i) > 0; };
+    ASSERT_TRUE(Eventually(60, [&] { return busy(0) || busy(1); }));
+    cluster.prefill(busy(0) ? 0 : 1).Signal(SIGKILL);
+  });
+  EXPECT_EQ(tokens[0], others);
+}
+
+TEST(NcclHandoff, ThroughPinnedMemory) {
+  const Tokens expected = Expected("The");
+  Cluster cluster(Emulated("nccl", "pinned"));
+  ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
+  EXPECT_EQ(TokensOf(*cluster.Connect(), Request("The")), expected);
+  EXPECT_GT(Metric(cluster.decode(), "baton_handoff_received_messages_total"), 0);
+}
+
+}  // namespace
+}  // namespace baton::e2e
