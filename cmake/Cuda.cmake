@@ -44,6 +44,7 @@ set(BATON_CUDA_KERNELS
 # Its host side.
 set(BATON_CUDA_HOST
     ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_device.cc
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_queue.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_attention.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_dispatch.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_linear.cc

@@ -7,6 +7,14 @@
 #include "kernels/op_table.h"
 
 namespace baton::kernels {
+namespace {
+
+absl::Status CannotRecord(BackendKind kind) {
+  return absl::FailedPreconditionError(
+      absl::StrCat("this device of backend ", BackendName(kind), " does not record ops"));
+}
+
+}  // namespace
 
 const char* BackendName(BackendKind kind) {
   switch (kind) {
@@ -75,7 +83,32 @@ absl::Status Device::CopyToHost(void* host, const void* device, size_t bytes) {
   return ops_.memory.copy_to_host(*this, host, device, bytes);
 }
 
+absl::Status Device::EnqueueCopyToDevice(void* device, const void* host, size_t bytes) {
+  return ops_.memory.enqueue_copy_to_device(*this, device, host, bytes);
+}
+
 absl::Status Device::Synchronize() { return ops_.memory.synchronize(*this); }
+
+absl::StatusOr<std::unique_ptr<Fence>> Device::Mark() { return ops_.queue.mark(*this); }
+
+bool Device::can_record() const {
+  return ops_.queue.can_record != nullptr && ops_.queue.can_record(*this);
+}
+
+absl::Status Device::BeginRecording() {
+  if (!can_record()) return CannotRecord(kind_);
+  return ops_.queue.begin_recording(*this);
+}
+
+absl::StatusOr<std::unique_ptr<Recording>> Device::EndRecording() {
+  if (!can_record()) return CannotRecord(kind_);
+  return ops_.queue.end_recording(*this);
+}
+
+absl::Status Device::Replay(Recording& recording) {
+  if (!can_record()) return CannotRecord(kind_);
+  return ops_.queue.replay(*this, recording);
+}
 
 absl::StatusOr<std::unique_ptr<Device>> CreateDevice(const DeviceOptions& options) {
   if (options.threads < 0 || options.threads > 1024) {

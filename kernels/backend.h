@@ -52,9 +52,27 @@ struct DeviceOptions {
   int gpu = 0;            // cuda: which of the machine's, from 0 on
   bool blocking = false;  // cuda: an op has finished when it returns, with the error it met (for
                           // tests, and to find the op that fails)
+  bool records = true;    // cuda: ops can be recorded (Device::BeginRecording); never if `blocking`
+  bool urgent = false;    // cuda: ops go before those of other Devices of the GPU that are not
 };
 
 struct OpTable;  // kernels/op_table.h
+
+// A point among the ops of a Device, which outlives it.
+class Fence {
+ public:
+  virtual ~Fence() = default;
+  // Returns when every op before the point has finished, with the first error one of them met. From
+  // any thread.
+  virtual absl::Status Wait() = 0;
+};
+
+// Ops that were recorded once, to be run again with the same arguments. The Device that recorded
+// them outlives it.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+};
 
 // Bytes in the device's memory, 64-byte aligned, freed with the object. Not zeroed. The Device must
 // outlive it.
@@ -91,6 +109,7 @@ class Device {
   // Valid inside one op: every op resets it first.
   Scratch& scratch() { return scratch_; }
   DeviceState* state() { return state_.get(); }
+  const DeviceState* state() const { return state_.get(); }
   // Whether the host may dereference tensor data of this device.
   bool host_memory() const { return kind_ != BackendKind::kCuda; }
 
@@ -99,8 +118,24 @@ class Device {
   // Copy `bytes` between host and device memory; done on return.
   absl::Status CopyToDevice(void* device, const void* host, size_t bytes);
   absl::Status CopyToHost(void* host, const void* device, size_t bytes);
+  // Copies to device memory, ordered before later ops of this Device; `host` may change on return.
+  absl::Status EnqueueCopyToDevice(void* device, const void* host, size_t bytes);
   // Returns when every op called before has finished, with the first error one of them met.
   absl::Status Synchronize();
+  // Behind the ops called so far.
+  absl::StatusOr<std::unique_ptr<Fence>> Mark();
+
+  // Whether the next three work: elsewhere they are FAILED_PRECONDITION.
+  bool can_record() const;
+  // From here to EndRecording, ops are not run but recorded, with the arguments that they are
+  // called with. They have run once before in the same shapes (working memory does not grow here),
+  // and neither copy to or from the host nor answer to it: calls that do are FAILED_PRECONDITION.
+  absl::Status BeginRecording();
+  // Called once for each BeginRecording, also where an op has failed: then it is an error.
+  absl::StatusOr<std::unique_ptr<Recording>> EndRecording();
+  // Runs the recorded ops behind those called before. FAILED_PRECONDITION where working memory has
+  // moved since: they must be recorded anew.
+  absl::Status Replay(Recording& recording);
 
  private:
   const BackendKind kind_;

@@ -1,7 +1,9 @@
 #ifndef BATON_KERNELS_HOST_MEMORY_H_
 #define BATON_KERNELS_HOST_MEMORY_H_
 
-// The memory of backends whose device is the host: `reference` and `cpu`.
+// Memory and queue of backends whose device is the host: `reference` and `cpu`.
+
+#include <memory>
 
 #include "kernels/op_table.h"
 
@@ -15,7 +17,13 @@ absl::Status HostSynchronize(Device& device);
 inline constexpr MemoryTable kHostMemory = {.allocate = HostAllocate,
                                             .copy_to_device = HostCopyToDevice,
                                             .copy_to_host = HostCopyToHost,
+                                            .enqueue_copy_to_device = HostCopyToDevice,
                                             .synchronize = HostSynchronize};
+
+absl::StatusOr<std::unique_ptr<Fence>> HostMark(Device& device);
+
+// An op has finished when it returns.
+inline constexpr QueueTable kNoQueue = {.mark = HostMark};
 
 }  // namespace baton::kernels
 

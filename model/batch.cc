@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <limits>
 #include <sstream>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/status_macros.h"
 
 namespace baton::model {
@@ -141,6 +143,29 @@ void BuildBatch(const BatchPlan& plan, int32_t page_tokens, Batch& batch) {
           static_cast<int32_t>(plan.slices[s].pages[i].value());
     }
   }
+}
+
+void PadBatch(int32_t rows, int32_t sequence_pages, Batch& batch) {
+  BATON_CHECK_GE(batch.rows, 1);
+  BATON_CHECK_EQ(batch.sequences, batch.rows);
+  BATON_CHECK_GE(rows, batch.rows);
+  BATON_CHECK_GE(sequence_pages, batch.sequence_pages);
+  const size_t width = static_cast<size_t>(batch.sequence_pages);
+  const size_t padded_width = static_cast<size_t>(sequence_pages);
+  std::vector<int32_t> table(static_cast<size_t>(rows) * padded_width, 0);
+  for (size_t row = 0; row < static_cast<size_t>(rows); ++row) {
+    const size_t like = row < static_cast<size_t>(batch.rows) ? row : 0;
+    std::copy_n(batch.page_table.begin() + static_cast<int64_t>(like * width), width,
+                table.begin() + static_cast<int64_t>(row * padded_width));
+  }
+  batch.page_table = std::move(table);
+  batch.ids.resize(static_cast<size_t>(rows), batch.ids[0]);
+  batch.positions.resize(static_cast<size_t>(rows), batch.positions[0]);
+  batch.slots.resize(static_cast<size_t>(rows), -1);
+  batch.context_len.resize(static_cast<size_t>(rows), batch.context_len[0]);
+  for (int32_t row = batch.rows; row < rows; ++row) batch.query_start.push_back(row + 1);
+  batch.rows = batch.sequences = rows;
+  batch.sequence_pages = sequence_pages;
 }
 
 }  // namespace baton::model

@@ -44,6 +44,11 @@ struct Batch {
 // Fills `batch` from a plan that CheckPlan passed.
 void BuildBatch(const scheduler::BatchPlan& plan, int32_t page_tokens, Batch& batch);
 
+// Pads a batch whose sequences have a row each (at least one of them) to `rows` rows and a page
+// table `sequence_pages` wide, neither less than it has. The rows behind repeat the first, which
+// costs no expert that is not read anyway, but write no latents: their slots are -1.
+void PadBatch(int32_t rows, int32_t sequence_pages, Batch& batch);
+
 }  // namespace baton::model
 
 #endif  // BATON_MODEL_BATCH_H_

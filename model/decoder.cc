@@ -48,7 +48,7 @@ template <typename T>
 absl::Status CopyIndices(kernels::Device& device, const std::vector<T>& values,
                          const TensorView& to) {
   BATON_CHECK_LE(values.size(), static_cast<size_t>(to.elements()));
-  return device.CopyToDevice(to.data, values.data(), values.size() * sizeof(T));
+  return device.EnqueueCopyToDevice(to.data, values.data(), values.size() * sizeof(T));
 }
 
 }  // namespace
@@ -85,6 +85,9 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device
   BATON_ASSIGN_OR_RETURN(decoder->scratch_, device.Allocate(static_cast<size_t>(bytes)));
   decoder->activations_ = LayOutActivations(config, limits, decoder->scratch_.data(), bytes);
 
+  if (device.can_record() && options.group.solo()) {
+    decoder->recorded_ = std::make_unique<RecordedPasses>(device);
+  }
   const size_t table_bytes = RopeTableBytes(config, positions);
   BATON_ASSIGN_OR_RETURN(decoder->rope_, device.Allocate(2 * table_bytes));
   uint8_t* const table = static_cast<uint8_t*>(decoder->rope_.data());
@@ -228,21 +231,61 @@ absl::Status Decoder::Forward(const scheduler::BatchPlan& plan, LayerObserver* o
   return status;
 }
 
+// Whether the ops of the pass depend on nothing but its shape: where the host takes no part in it.
+bool Decoder::IsRecordable(const scheduler::BatchPlan& plan, const LayerObserver* observer) const {
+  if (recorded_ == nullptr || observer != nullptr || plan.form != scheduler::Form::kDecode ||
+      plan.total_rows == 0 || !AllRowsFinish()) {
+    return false;
+  }
+  return plan.slices.size() == static_cast<size_t>(plan.total_rows);
+}
+
+void Decoder::PadPlan() {
+  Part& whole = parts_[0];
+  const int32_t page_tokens = cache_.page_tokens();
+  const PassShape shape =
+      PaddedShape({.rows = whole.batch.rows, .sequence_pages = whole.batch.sequence_pages},
+                  {.rows = options_.max_rows,
+                   .sequence_pages = (plan_limits_.max_positions + page_tokens - 1) / page_tokens});
+  PadBatch(shape.rows, shape.sequence_pages, whole.batch);
+  whole.own = OwnRows(shape.rows);
+  whole.a = activations_.ForRows(shape.rows, whole.own);
+}
+
 absl::Status Decoder::RunPlan(const scheduler::BatchPlan& plan, LayerObserver* observer,
                               int32_t parts) {
   SplitPlan(plan, parts);
+  const bool recordable = IsRecordable(plan, observer);
+  if (recordable) PadPlan();
   std::vector<PassContext> passes;
   for (int32_t p = 0; p < parts; ++p) {
     const Part& part = parts_[static_cast<size_t>(p)];
     PassContext& pass = passes.emplace_back(ContextOf(part));
     BATON_RETURN_IF_ERROR(Upload(part, pass.batch));
-    BATON_RETURN_IF_ERROR(
-        Embed(device_, {.ids = part.a.own_ids, .table = weights_.embed, .out = part.a.hidden}));
   }
   finished_ = activations_.ForRows(rows_, own_).hidden;
-  BATON_RETURN_IF_ERROR(RunLayers(passes, observer));
+  const auto launch = [&]() -> absl::Status {
+    for (const PassContext& pass : passes) {
+      BATON_RETURN_IF_ERROR(
+          Embed(device_, {.ids = pass.a.own_ids, .table = weights_.embed, .out = pass.a.hidden}));
+    }
+    return RunLayers(passes, observer);
+  };
+  const Batch& whole = parts_[0].batch;
+  BATON_RETURN_IF_ERROR(
+      recordable
+          ? recorded_->Run({.rows = whole.rows, .sequence_pages = whole.sequence_pages}, launch)
+          : launch());
   if (!AllRowsFinish()) BATON_RETURN_IF_ERROR(FinishLastLayerOf(plan, parts));
   return device_.Synchronize();
+}
+
+absl::Status Decoder::TellWritten(int32_t layer, LayerObserver* observer,
+                                  std::unique_ptr<kernels::Fence>& written) {
+  BATON_RETURN_IF_ERROR(written->Wait());
+  written = nullptr;
+  observer->OnLayerWritten(layer);
+  return absl::OkStatus();
 }
 
 // All layers; unless all rows finish, the last one only as far as the latents. Of two parts, the
@@ -250,6 +293,7 @@ absl::Status Decoder::RunPlan(const scheduler::BatchPlan& plan, LayerObserver* o
 // it attends in the next layer.
 absl::Status Decoder::RunLayers(std::span<const PassContext> passes, LayerObserver* observer) {
   const ModelConfig& config = model_.config;
+  std::unique_ptr<kernels::Fence> written;  // the layer's latents; the observer was not told yet
   for (int32_t i = 0; i < config.layers; ++i) {
     const LayerWeights& layer = weights_.layers[i];
     const bool stop = i + 1 == config.layers && !AllRowsFinish();
@@ -263,12 +307,14 @@ absl::Status Decoder::RunLayers(std::span<const PassContext> passes, LayerObserv
       BATON_RETURN_IF_ERROR(stop ? WriteLatents(pass, layer.attention, cache_.pages(i))
                                  : WriteLatentsAndQueries(pass, layer.attention, cache_.pages(i)));
       if (observer != nullptr && p + 1 == passes.size()) {
-        BATON_RETURN_IF_ERROR(device_.Synchronize());  // the observer reads the pages
-        observer->OnLayerWritten(i);
+        BATON_ASSIGN_OR_RETURN(written, device_.Mark());
+        if (device_.host_memory()) BATON_RETURN_IF_ERROR(TellWritten(i, observer, written));
       }
       if (!stop) BATON_RETURN_IF_ERROR(AttendAndBegin(pass, i, exchanges_[p].get()));
     }
     if (!stop) BATON_RETURN_IF_ERROR(RunExperts(passes, i));
+    // A queue goes on with the layer while the observer ships its latents.
+    if (written != nullptr) BATON_RETURN_IF_ERROR(TellWritten(i, observer, written));
   }
   if (!AllRowsFinish()) return absl::OkStatus();
   for (size_t p = 0; p < passes.size(); ++p) {

@@ -23,6 +23,7 @@
 #include "model/kv_cache.h"
 #include "model/loaded_model.h"
 #include "model/rank_group.h"
+#include "model/recorded_passes.h"
 #include "model/runner.h"
 #include "scheduler/types.h"
 
@@ -78,6 +79,9 @@ class Decoder {
   // In a group split by Split::kTensor only rank 0 gets them, the others an absent view.
   absl::StatusOr<kernels::TensorView> Logits(std::span<const int32_t> rows);
 
+  // Passes run from a recording so far.
+  uint64_t replays() const { return recorded_ == nullptr ? 0 : recorded_->replays(); }
+
   int32_t max_logit_rows() const { return options_.max_logit_rows; }
   const PlanLimits& plan_limits() const { return plan_limits_; }
   // Room for LogitsMask: I32 [max_logit_rows, ceil(vocab_size / 32)], in device memory.
@@ -97,8 +101,13 @@ class Decoder {
   PassContext ContextOf(const Part& part) const;
   Share OwnRows(int32_t rows) const;
   absl::Status Upload(const Part& part, kernels::PagedBatch& paged);
+  bool IsRecordable(const scheduler::BatchPlan& plan, const LayerObserver* observer) const;
+  // The one part of the pass, to a shape that is recorded.
+  void PadPlan();
   absl::Status RunPlan(const scheduler::BatchPlan& plan, LayerObserver* observer, int32_t parts);
   absl::Status RunLayers(std::span<const PassContext> passes, LayerObserver* observer);
+  absl::Status TellWritten(int32_t layer, LayerObserver* observer,
+                           std::unique_ptr<kernels::Fence>& written);
   bool AllRowsFinish() const;
   bool ExchangesRows(int32_t layer) const;
   absl::Status AttendAndBegin(const PassContext& pass, int32_t layer, ExpertExchange* exchange);
@@ -123,6 +132,8 @@ class Decoder {
   // Groups only: of each part, and where their collectives run when there are two.
   std::array<std::unique_ptr<ExpertExchange>, kMaxParts> exchanges_;
   std::unique_ptr<CallQueue> queue_;
+  // Where the device records ops. Not in groups, where the host takes part in each layer.
+  std::unique_ptr<RecordedPasses> recorded_;
   ExpertTables tables_;
   std::vector<int32_t> choices_;  // [MoE layers, experts] since TakeChoices; Split::kExpert only
   std::array<Part, kMaxParts> parts_;  // of the pass in progress

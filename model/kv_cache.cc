@@ -11,8 +11,8 @@ namespace baton::model {
 using kernels::DType;
 using kernels::TensorView;
 
-KvCache::KvCache(kernels::Device& device, const ModelConfig& config, const KvCacheOptions& options)
-    : device_(device),
+KvCache::KvCache(kernels::Device& mover, const ModelConfig& config, const KvCacheOptions& options)
+    : mover_(mover),
       options_(options),
       kv_lora_(config.kv_lora_rank),
       rope_(config.qk_rope_head_dim),
@@ -21,8 +21,9 @@ KvCache::KvCache(kernels::Device& device, const ModelConfig& config, const KvCac
 
 absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(kernels::Device& device,
                                                          const ModelConfig& config,
-                                                         const KvCacheOptions& options) {
-  std::unique_ptr<KvCache> cache(new KvCache(device, config, options));
+                                                         const KvCacheOptions& options,
+                                                         kernels::Device* mover) {
+  std::unique_ptr<KvCache> cache(new KvCache(mover == nullptr ? device : *mover, config, options));
   const size_t layer_bytes =
       static_cast<size_t>(options.total_pages) * options.page_tokens * cache->entry_bytes_;
   for (int32_t i = 0; i < config.layers; ++i) {
@@ -72,7 +73,7 @@ uint64_t KvCache::Pack(int32_t layer, std::span<const PageId> page_ids, int32_t 
   args.pages = pages(layer);
   args.message = TensorView::Contiguous(out.data(), DType::kU8, {static_cast<int64_t>(out.size())});
   args.checksum = &checksum;
-  const absl::Status status = PagesPack(device_, args);
+  const absl::Status status = PagesPack(mover_, args);
   BATON_CHECK_MSG(status.ok(), std::string(status.message()));  // every argument was checked above
   return checksum;
 }
@@ -85,7 +86,7 @@ absl::Status KvCache::Unpack(int32_t layer, std::span<const PageId> page_ids, in
   args.message =
       TensorView::Contiguous(bytes.data(), DType::kU8, {static_cast<int64_t>(bytes.size())});
   args.checksum = checksum;
-  return PagesUnpack(device_, args);
+  return PagesUnpack(mover_, args);
 }
 
 }  // namespace baton::model

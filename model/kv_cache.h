@@ -27,10 +27,13 @@ struct KvCacheOptions {
 
 class KvCache {
  public:
-  // RESOURCE_EXHAUSTED when the memory is not there. `device` must outlive the cache.
+  // RESOURCE_EXHAUSTED when the memory is not there. `device` must outlive the cache. `mover` packs
+  // and unpacks, as a device of its own beside the one that computes (of one GPU: with a queue of
+  // its own); null: `device`.
   static absl::StatusOr<std::unique_ptr<KvCache>> Create(kernels::Device& device,
                                                          const ModelConfig& config,
-                                                         const KvCacheOptions& options);
+                                                         const KvCacheOptions& options,
+                                                         kernels::Device* mover = nullptr);
 
   int32_t layers() const { return static_cast<int32_t>(buffers_.size()); }
   int32_t total_pages() const { return options_.total_pages; }
@@ -40,19 +43,20 @@ class KvCache {
   // What the ops take; layer in [0, layers()).
   kernels::KvPages pages(int32_t layer) const;
 
-  // See Runner::PackPages and Runner::UnpackPages. Page ids and sizes must be right (CHECK).
+  // See Runner::PackPages and Runner::UnpackPages: with a mover, what wrote the pages has finished,
+  // and what reads them begins later. Page ids and sizes must be right (CHECK).
   uint64_t Pack(int32_t layer, std::span<const PageId> pages, int32_t token_count,
                 std::span<std::byte> out);
   absl::Status Unpack(int32_t layer, std::span<const PageId> pages, int32_t token_count,
                       std::span<const std::byte> bytes, uint64_t checksum);
 
  private:
-  KvCache(kernels::Device& device, const ModelConfig& config, const KvCacheOptions& options);
+  KvCache(kernels::Device& mover, const ModelConfig& config, const KvCacheOptions& options);
   // The first `token_count` tokens of `pages` as ranges_; CHECKs that they fit `bytes`.
   absl::Span<const kernels::PageRange> Ranges(int32_t layer, std::span<const PageId> pages,
                                               int32_t token_count, size_t bytes);
 
-  kernels::Device& device_;
+  kernels::Device& mover_;
   const KvCacheOptions options_;
   const int32_t kv_lora_;
   const int32_t rope_;

@@ -64,10 +64,12 @@ static_assert(std::has_unique_object_representations_v<StepHeader>);
 class ModelRunner final : public Runner, public ExpertHost {
  public:
   ModelRunner(std::shared_ptr<const LoadedModel> model, std::unique_ptr<kernels::Device> device,
-              std::unique_ptr<const DeviceWeights> weights, std::unique_ptr<KvCache> cache,
-              std::unique_ptr<Decoder> decoder, const RankGroup& group)
+              std::unique_ptr<kernels::Device> mover, std::unique_ptr<const DeviceWeights> weights,
+              std::unique_ptr<KvCache> cache, std::unique_ptr<Decoder> decoder,
+              const RankGroup& group)
       : model_(std::move(model)),
         device_(std::move(device)),
+        mover_(std::move(mover)),
         weights_(std::move(weights)),
         cache_(std::move(cache)),
         decoder_(std::move(decoder)),
@@ -250,6 +252,7 @@ class ModelRunner final : public Runner, public ExpertHost {
   // In the order of what outlives what.
   const std::shared_ptr<const LoadedModel> model_;
   const std::unique_ptr<kernels::Device> device_;
+  const std::unique_ptr<kernels::Device> mover_;  // of pages, where device_ has a queue
   const std::unique_ptr<const DeviceWeights> weights_;
   const std::unique_ptr<KvCache> cache_;
   const std::unique_ptr<Decoder> decoder_;
@@ -278,6 +281,13 @@ absl::StatusOr<std::unique_ptr<Runner>> CreateRunner(std::shared_ptr<const Loade
   BATON_RETURN_IF_ERROR(CheckOptions(options));
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device,
                          kernels::CreateDevice(options.device));
+  std::unique_ptr<kernels::Device> mover;
+  if (!device->host_memory()) {
+    kernels::DeviceOptions beside = options.device;
+    beside.urgent = true;  // little work, for which a decode rank waits
+    beside.records = false;
+    BATON_ASSIGN_OR_RETURN(mover, kernels::CreateDevice(beside));
+  }
   std::unique_ptr<const DeviceWeights> weights;  // where the device cannot read the mapped files
   if (!device->host_memory()) {
     BATON_ASSIGN_OR_RETURN(weights,
@@ -287,13 +297,15 @@ absl::StatusOr<std::unique_ptr<Runner>> CreateRunner(std::shared_ptr<const Loade
                          KvCache::Create(*device, model->config,
                                          {.format = options.kv_format,
                                           .page_tokens = options.page_tokens,
-                                          .total_pages = options.total_pages}));
+                                          .total_pages = options.total_pages},
+                                         mover.get()));
   BATON_ASSIGN_OR_RETURN(
       std::unique_ptr<Decoder> decoder,
       Decoder::Create(*device, *model, weights ? weights->weights() : model->weights, *cache,
                       DecoderOptionsFor(options)));
-  return std::make_unique<ModelRunner>(std::move(model), std::move(device), std::move(weights),
-                                       std::move(cache), std::move(decoder), options.group);
+  return std::make_unique<ModelRunner>(std::move(model), std::move(device), std::move(mover),
+                                       std::move(weights), std::move(cache), std::move(decoder),
+                                       options.group);
 }
 
 }  // namespace baton::model

@@ -36,8 +36,9 @@ class LayerObserver {
  public:
   virtual ~LayerObserver() = default;
   // The latents of every row of the plan now stand in `layer`'s pages and will not change. Called
-  // once per layer, in layer order, before the layer's later work begins; must not block for long
-  // (it delays the pass).
+  // once per layer, in layer order, before the layer's later work begins or, on a device with a
+  // queue, while it runs; must not block for long (it delays the pass, or the work of the layers
+  // behind). It may pack the pages: that runs beside the pass.
   virtual void OnLayerWritten(int32_t layer) = 0;
 };
 

@@ -137,6 +137,7 @@ absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, Runn
   options.device.backend = BackendOf(config.kernels().backend());
   options.device.max_isa = IsaOf(config.kernels().max_isa());
   options.device.pin = config.kernels().pin_threads();
+  options.device.records = config.kernels().graphs();
   options.device.threads = ThreadsOfRank(config, role);
   options.kv_format =
       config.model().kv_format() == "fp8" ? kernels::KvFormat::kFP8 : kernels::KvFormat::kBF16;

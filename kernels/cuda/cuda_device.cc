@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/cuda_queue.h"
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/op_table.h"
 
@@ -35,10 +36,13 @@ absl::StatusOr<DeviceBuffer> Allocate(Device& device, size_t bytes) {
 }
 
 absl::Status CopyToDevice(Device& device, void* to, const void* from, size_t bytes) {
-  const cudaStream_t stream = CudaState::Of(device).stream();
-  BATON_RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream),
-                                   "copy to the GPU"));
-  return CudaStatus(cudaStreamSynchronize(stream), "copy to the GPU");
+  CudaState& state = CudaState::Of(device);
+  BATON_RETURN_IF_ERROR(state.EnqueueUpload(to, from, bytes, "copy to the GPU"));
+  return CudaStatus(cudaStreamSynchronize(state.stream()), "copy to the GPU");
+}
+
+absl::Status EnqueueCopyToDevice(Device& device, void* to, const void* from, size_t bytes) {
+  return CudaState::Of(device).EnqueueUpload(to, from, bytes, "copy to the GPU");
 }
 
 absl::Status CopyToHost(Device& device, void* to, const void* from, size_t bytes) {
@@ -51,13 +55,20 @@ absl::Status Synchronize(Device& device) {
 
 const OpTable& CudaOps() {
 #define BATON_OP_ENTRY(Name, entry) .entry = cuda::Name,
-  static constexpr OpTable kTable = {
+  static const OpTable kTable = {
       BATON_KERNEL_OPS(BATON_OP_ENTRY).memory = {.allocate = Allocate,
                                                  .copy_to_device = CopyToDevice,
                                                  .copy_to_host = CopyToHost,
-                                                 .synchronize = Synchronize}};
+                                                 .enqueue_copy_to_device = EnqueueCopyToDevice,
+                                                 .synchronize = Synchronize},
+      .queue = CudaQueue()};
 #undef BATON_OP_ENTRY
   return kTable;
+}
+
+absl::Status NotRecorded(const char* what) {
+  return absl::FailedPreconditionError(
+      absl::StrCat(what, ": no part of ops that are being recorded, since the host waits for it"));
 }
 
 absl::Status NoGpu(const std::string& why) {
@@ -108,9 +119,14 @@ absl::StatusOr<std::unique_ptr<CudaState>> CudaState::Create(const DeviceOptions
     return NoGpu(absl::StrCat("GPU ", options.gpu, " has compute capability ", major, ".", minor,
                               ", expected 8.9 (Ada), 9.0 (Hopper) or later"));
   }
+  state->records_ = options.records && !options.blocking;
+  int least = 0, greatest = 0;
+  BATON_RETURN_IF_ERROR(CudaStatus(cudaDeviceGetStreamPriorityRange(&least, &greatest),
+                                   "cudaDeviceGetStreamPriorityRange"));
   BATON_RETURN_IF_ERROR(
-      CudaStatus(cudaStreamCreateWithFlags(&state->stream_, cudaStreamNonBlocking),
-                 "cudaStreamCreateWithFlags"));
+      CudaStatus(cudaStreamCreateWithPriority(&state->stream_, cudaStreamNonBlocking,
+                                              options.urgent ? greatest : least),
+                 "cudaStreamCreateWithPriority"));
   return state;
 }
 
@@ -138,6 +154,7 @@ void CudaState::ResetScratch() {
       (void)cudaFree(block.data);
     }
     blocks_.clear();
+    ++moves_;
     Block whole{.data = nullptr, .bytes = bytes};
     if (cudaMalloc(&whole.data, bytes) == cudaSuccess) blocks_.push_back(whole);
   }
@@ -147,6 +164,10 @@ void CudaState::ResetScratch() {
 absl::StatusOr<void*> CudaState::ScratchBytes(size_t bytes) {
   const size_t rounded = (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
   if (blocks_.empty() || blocks_.back().bytes - used_ < rounded) {
+    if (recording_) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "an op that is recorded needs ", rounded, " bytes of working memory more than it has"));
+    }
     Block block{.data = nullptr, .bytes = std::max(rounded, kLeastScratch)};
     BATON_RETURN_IF_ERROR(
         CudaStatus(cudaMalloc(&block.data, block.bytes), "working memory of an op"));
@@ -160,13 +181,18 @@ absl::StatusOr<void*> CudaState::ScratchBytes(size_t bytes) {
 
 absl::StatusOr<void*> CudaState::UploadBytes(const void* from, size_t bytes, const char* what) {
   BATON_ASSIGN_OR_RETURN(void* const to, ScratchBytes(bytes));
-  // Pageable memory: the runtime has read it when the call returns.
-  BATON_RETURN_IF_ERROR(
-      CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), what));
+  BATON_RETURN_IF_ERROR(EnqueueUpload(to, from, bytes, what));
   return to;
 }
 
+absl::Status CudaState::EnqueueUpload(void* to, const void* from, size_t bytes, const char* what) {
+  if (recording_) return NotRecorded(what);
+  // Pageable memory: the runtime has read it when the call returns.
+  return CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), what);
+}
+
 absl::Status CudaState::CopyToHost(void* to, const void* from, size_t bytes, const char* what) {
+  if (recording_) return NotRecorded(what);
   BATON_RETURN_IF_ERROR(
       CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), what));
   return CudaStatus(cudaStreamSynchronize(stream_), what);

@@ -56,8 +56,16 @@ class CudaState final : public DeviceState {
     return static_cast<T*>(*copied);
   }
   absl::StatusOr<void*> UploadBytes(const void* from, size_t bytes, const char* what);
+  // The same to a place of the caller's.
+  absl::Status EnqueueUpload(void* to, const void* from, size_t bytes, const char* what);
   // Waits for what the stream was given, and for the copy.
   absl::Status CopyToHost(void* to, const void* from, size_t bytes, const char* what);
+
+  // As the methods of Device of these names.
+  bool can_record() const { return records_; }
+  absl::Status BeginRecording();
+  absl::StatusOr<std::unique_ptr<Recording>> EndRecording();
+  absl::Status Replay(Recording& recording);
 
   // What an op returns behind its last launch: `launched` as a status, and in a blocking device the
   // first error of what runs.
@@ -72,6 +80,8 @@ class CudaState final : public DeviceState {
   int processors_ = 0;
   int64_t working_bytes_ = 0;
   bool blocking_ = false;
+  bool records_ = false;
+  bool recording_ = false;  // now
   cudaStream_t stream_ = nullptr;
   struct Block {
     void* data = nullptr;
@@ -79,6 +89,7 @@ class CudaState final : public DeviceState {
   };
   std::vector<Block> blocks_;  // the last one is in use
   size_t used_ = 0;            // bytes of the last block
+  uint64_t moves_ = 0;         // how often a block was freed: what was recorded before may use it
 };
 
 }  // namespace baton::kernels::cuda

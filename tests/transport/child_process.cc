@@ -1,6 +1,7 @@
 #include "tests/transport/child_process.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -10,6 +11,11 @@
 extern char** environ;
 
 namespace baton::transport {
+namespace {
+
+constexpr int kLineLimitMillis = 120'000;
+
+}  // namespace
 
 ChildProcess::ChildProcess(const std::string& program, const std::vector<std::string>& arguments) {
   int in[2], out[2];
@@ -40,8 +46,11 @@ ChildProcess::~ChildProcess() {
 
 std::string ChildProcess::ReadLine() {
   std::string line;
-  for (char c = 0; read(output_, &c, 1) == 1 && c != '\n';) line += c;
-  return line;
+  pollfd fd = {output_, POLLIN, 0};
+  for (char c = 0;; line += c) {
+    if (poll(&fd, 1, kLineLimitMillis) <= 0) return "(no line)" + line;
+    if (read(output_, &c, 1) != 1 || c == '\n') return line;
+  }
 }
 
 void ChildProcess::Signal(int signal) { kill(pid_, signal); }

@@ -17,7 +17,9 @@ class ChildProcess {
   ChildProcess(const ChildProcess&) = delete;
   ChildProcess& operator=(const ChildProcess&) = delete;
 
-  // The next line of its output, without the newline; empty at the end.
+  // The next line of its output, without the newline; empty at the end. One that does not come
+  // within two minutes is "(no line)": a child that lives on without a word fails a test, and stops
+  // none.
   std::string ReadLine();
   void Signal(int signal);
   // SIGKILL, and waits for its end.
