@@ -31,6 +31,7 @@ set(BATON_CUDA_KERNELS
     ${CMAKE_SOURCE_DIR}/kernels/cuda/mla_decode_tensor.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/mla_expand.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/mla_heads.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/mla_heads_tensor.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/mla_prefill.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/moe_combine.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/moe_gate.cu

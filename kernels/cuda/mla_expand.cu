@@ -9,6 +9,7 @@
 #include "kernels/cuda/latent_tile.h"
 #include "kernels/cuda/mla_prefill.h"
 #include "kernels/cuda/panel.h"
+#include "kernels/cuda/weight_panel.h"
 
 namespace baton::kernels::cuda {
 namespace {
@@ -26,12 +27,7 @@ struct ExpandShared {
 };
 static_assert(sizeof(ExpandShared) <= 99 * 1024);  // Ada
 
-// 64 rows of kv_b that become a panel's columns; those at and behind `count` are zeros.
-struct WeightRows {
-  int first;
-  int count;
-};
-
+// The rows of kv_b that become a panel's columns.
 BATON_DEVICE WeightRows RowsOfPanel(const MlaPrefillLaunch& args, int head, int panel) {
   const int keys = PanelsFor(args.nope);
   const bool value = panel >= keys;
@@ -39,71 +35,6 @@ BATON_DEVICE WeightRows RowsOfPanel(const MlaPrefillLaunch& args, int head, int 
   return {head * (args.nope + args.v) + (value ? args.nope : 0) + begin,
           Least(kPanelColumns, (value ? args.v : args.nope) - begin)};
 }
-
-// How kv_b comes to shared memory, `chunk` of a panel's rows at a time: BF16 by asynchronous
-// copies, E4M3 through registers.
-template <bool kFp8Weights>
-struct WeightStager {
-  bool aligned;
-  Words4 codes;  // of E4M3
-
-  BATON_DEVICE explicit WeightStager(const MlaPrefillLaunch& args)
-      : aligned((reinterpret_cast<uintptr_t>(args.kv_b.data) |
-                 static_cast<uintptr_t>(args.kv_b.stride * (kFp8Weights ? 1 : 2))) %
-                    16 ==
-                0) {}
-
-  BATON_DEVICE void Fetch(const MlaPrefillLaunch& args, const WeightRows& rows, int chunk,
-                          uint16_t* to) {
-    if constexpr (kFp8Weights) {
-      const int row = ThreadIndex() / 4, k = chunk * kChunk + ThreadIndex() % 4 * 16;
-      codes = {};
-      if (row >= rows.count || k >= args.pages.kv_lora) return;
-      const uint8_t* from = static_cast<const uint8_t*>(args.kv_b.data) +
-                            int64_t{rows.first + row} * args.kv_b.stride + k;
-      if (aligned) {
-        codes = *reinterpret_cast<const Words4*>(from);
-        return;
-      }
-#pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        codes.at[i / 4] |= static_cast<uint32_t>(from[i]) << 8 * (i % 4);
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kPanelElements / 8 / kThreads; ++i) {
-        const int at = i * kThreads + ThreadIndex();
-        const int row = at / 8, k = chunk * kChunk + at % 8 * 8;
-        const bool present = row < rows.count && k < args.pages.kv_lora;
-        const uint16_t* from = static_cast<const uint16_t*>(args.kv_b.data) +
-                               (present ? int64_t{rows.first + row} * args.kv_b.stride + k : 0);
-        uint16_t* const place = to + PanelAt(row, at % 8);
-        if (aligned) {
-          CopyAsync16(place, from, present ? 16 : 0);
-          continue;
-        }
-#pragma unroll
-        for (int j = 0; j < 8; ++j) place[j] = present ? from[j] : uint16_t{0};
-      }
-      CopyAsyncCommit();
-    }
-  }
-
-  BATON_DEVICE void Store(uint16_t* to) const {
-    if constexpr (kFp8Weights) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        Words4 values;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          values.at[i] = CodesToBf16(codes.at[2 * half + i / 2] >> (16 * (i % 2)));
-        }
-        *reinterpret_cast<Words4*>(to + PanelAt(ThreadIndex() / 4, ThreadIndex() % 4 * 2 + half)) =
-            values;
-      }
-    }
-  }
-};
 
 using Sums = float[2][2][4];  // a warp's 32 keys x 16 columns
 
@@ -215,8 +146,8 @@ MlaExpandKernel(const MlaPrefillLaunch args) {
   CopyAsyncCommit();
   const int chunks = (args.pages.kv_lora + kChunk - 1) / kChunk;
   const int stages = (PanelsFor(args.nope) + PanelsFor(args.v)) * chunks;
-  WeightStager<kFp8Weights> stager(args);
-  stager.Fetch(args, RowsOfPanel(args, head, 0), 0, shared.w[0]);
+  WeightPanelStager<kFp8Weights, kThreads> stager(args.kv_b, args.pages.kv_lora);
+  stager.Fetch(RowsOfPanel(args, head, 0), 0, shared.w[0]);
   stager.Store(shared.w[0]);
   Sums sums = {};
   Sums total = {};  // with scales; otherwise not used
@@ -225,7 +156,8 @@ MlaExpandKernel(const MlaPrefillLaunch args) {
     SyncBlock();
     const int next = i + 1;
     if (next < stages) {
-      stager.Fetch(args, RowsOfPanel(args, head, next / chunks), next % chunks, shared.w[next % 2]);
+      stager.Fetch(RowsOfPanel(args, head, next / chunks), next % chunks * kChunk,
+                   shared.w[next % 2]);
     }
     if (i == 0 && head == 0) StoreRotary(args, shared, BlockX());
     const int panel = i / chunks, chunk = i % chunks;

@@ -1,3 +1,5 @@
+// Queries of each head to latents by multiply-adds of F32.
+
 #include "kernels/cuda/mla_heads.h"
 
 #include "kernels/cuda/elements.h"
@@ -44,7 +46,7 @@ BATON_KERNEL(kThreads) MlaHeadsKernel(const MlaHeadsLaunch args) {
 
 }  // namespace
 
-cudaError_t LaunchMlaHeads(const MlaHeadsLaunch& args, cudaStream_t stream) {
+cudaError_t LaunchMlaHeadsPlain(const MlaHeadsLaunch& args, cudaStream_t stream) {
   return Launch(MlaHeadsKernel,
                 {.grid = dim3(static_cast<unsigned>((args.rows + kRows - 1) / kRows),
                               static_cast<unsigned>(args.heads),

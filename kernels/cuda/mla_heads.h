@@ -1,7 +1,7 @@
 #ifndef BATON_KERNELS_CUDA_MLA_HEADS_H_
 #define BATON_KERNELS_CUDA_MLA_HEADS_H_
 
-// Queries of each head to latents, in F32 for all types.
+// Queries of each head to latents.
 
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/launch_args.h"
@@ -22,7 +22,13 @@ struct MlaHeadsLaunch {
   int per_head = 0;
   int kv_lora = 0;
 };
-cudaError_t LaunchMlaHeads(const MlaHeadsLaunch& args, cudaStream_t stream);
+
+// In F32, for all types. A block for (8 rows, head, 128 latents).
+cudaError_t LaunchMlaHeadsPlain(const MlaHeadsLaunch& args, cudaStream_t stream);
+
+// By matrix instructions: q BF16, kv_b BF16 or E4M3. A block for (64 rows, head, 64 latents).
+bool CanMlaHeadsTensor(const MlaHeadsLaunch& args);
+cudaError_t LaunchMlaHeadsTensor(const MlaHeadsLaunch& args, cudaStream_t stream);
 
 }  // namespace baton::kernels::cuda
 

@@ -199,7 +199,8 @@ absl::Status RunAbsorbedPrefill(CudaState& state, const MlaPrefillArgs& args) {
     work.absorb.q = work.attend.q = From(HeadRows(args.q), row * heads);
     work.attend.first_row = static_cast<int>(row);
     work.expand.out = From(out, row);
-    BATON_RETURN_IF_ERROR(CudaStatus(LaunchMlaHeads(work.absorb, state.stream()), "mla_prefill"));
+    BATON_RETURN_IF_ERROR(
+        CudaStatus(LaunchMlaHeadsPlain(work.absorb, state.stream()), "mla_prefill"));
     BATON_RETURN_IF_ERROR(RunDecode(state, work.attend));
     BATON_RETURN_IF_ERROR(CudaStatus(LaunchGemmF32(work.expand, state.stream()), "mla_prefill"));
   }
@@ -255,7 +256,9 @@ absl::Status MlaAbsorbQ(Device& device, const MlaAbsorbQArgs& args) {
   CudaState& state = CudaState::Begin(device);
   MlaHeadsLaunch launch = AbsorbOf(args.q, args.kv_b, args.v, static_cast<int>(args.out.dim(2)));
   launch.out = HeadRows(args.out);
-  return state.Finish(LaunchMlaHeads(launch, state.stream()), "mla_absorb_q");
+  return state.Finish(CanMlaHeadsTensor(launch) ? LaunchMlaHeadsTensor(launch, state.stream())
+                                                : LaunchMlaHeadsPlain(launch, state.stream()),
+                      "mla_absorb_q");
 }
 
 absl::Status MlaExpandV(Device& device, const MlaExpandVArgs& args) {
