@@ -50,6 +50,8 @@ struct DeviceOptions {
   // least part of its work needs more (no bit changes).
   int64_t working_bytes = int64_t{512} << 20;
   int gpu = 0;            // cuda: which of the machine's, from 0 on
+  void* queue = nullptr;  // cuda: the cudaStream_t of this GPU that ops stand in, where somebody
+                          // else orders work behind them (NCCL); outlives the device. Null: its own
   bool blocking = false;  // cuda: an op has finished when it returns, with the error it met (for
                           // tests, and to find the op that fails)
   bool records = true;    // cuda: ops can be recorded (Device::BeginRecording); never if `blocking`

@@ -279,9 +279,10 @@ struct MoePermuteArgs {
   int first_expert = 0;
   TensorView
       offsets;  // out: I32 [E + 1]: pairs of local expert e are rows [offsets[e], offsets[e + 1])
-  TensorView
-      row_tokens;   // out: I32 [T * k]: token of each row; rows at and behind offsets[E] get -1
-  TensorView rows;  // out: I32 [T, k]: row of each pair, -1 when its expert is elsewhere
+  TensorView row_tokens;  // out: I32 [R]: token of each row; rows at and behind offsets[E] get -1.
+                          // R is T * k, or less where fewer pairs are here: what is too much is
+                          // left out, so that offsets[E] <= R whatever `experts` holds
+  TensorView rows;        // out: I32 [T, k]: row of each pair, -1 when its expert is elsewhere
 };
 absl::Status MoePermute(Device& device, const MoePermuteArgs& args);
 
@@ -362,6 +363,9 @@ struct DispatchPlanArgs {
   TensorView records;      // out: I32 [T, k]: at the row's first choice of each rank its record in
                            // the message, else -1
   TensorView home_rows;    // out: I32 [T, k]: row of each choice's output at home; -1: left out
+  TensorView blocks;       // nullable, and absent if packed: I32 [ranks]: number of each rank's
+                           // block; -1: none, and nothing goes there
+  TensorView most_pairs;   // nullable, in and out: I32 [1]: raised to the most pairs for one rank
 };
 absl::Status DispatchPlan(Device& device, const DispatchPlanArgs& args);
 
@@ -372,7 +376,7 @@ struct DispatchPackArgs {
   TensorView scales;  // F32 [T, ceil(H / 128)] rows for F8E4M3, else absent
   DispatchPlanArgs plan;
   TensorView out;  // out: U8 [N, layout.bytes()], 16-byte aligned; packed: N at least the sum of
-                   // the counts' rows, else ranks * row_capacity
+                   // the counts' rows, else the number of blocks * row_capacity
 };
 absl::Status DispatchPack(Device& device, const DispatchPackArgs& args);
 

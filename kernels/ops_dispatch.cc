@@ -36,6 +36,13 @@ void CheckPlan(ArgCheck& check, const DispatchPlanArgs& args) {
   check.Tensor("counts", args.counts, kI32Only, {ranks, 2});
   check.Tensor("records", args.records, kI32Only, {rows, choices});
   check.Tensor("home_rows", args.home_rows, kI32Only, {rows, choices});
+  if (args.row_capacity == 0) {
+    check.Absent("blocks of a packed message", args.blocks);
+  } else if (!args.blocks.absent()) {
+    check.Tensor("blocks", args.blocks, kI32Only, {ranks});
+    check.Contents("blocks", args.blocks, -1, ranks - 1);
+  }
+  if (!args.most_pairs.absent()) check.Tensor("most_pairs", args.most_pairs, kI32Only, {1});
   check.Contents("physical", args.physical, 0, ranks * args.slots_per_rank - 1);
 }
 
@@ -107,8 +114,9 @@ absl::Status DispatchPack(Device& device, const DispatchPackArgs& args) {
   }
   CheckMessage(check, "out", args.out, layout);
   if (args.plan.row_capacity > 0) {
-    const int64_t expected = args.plan.counts.dim(0) * args.plan.row_capacity;
-    check.Range("records of out", message_rows, expected, expected);
+    const int64_t all = args.plan.counts.dim(0) * args.plan.row_capacity;
+    const bool may_lack = !args.plan.blocks.absent();
+    check.Range("records of out", message_rows, may_lack ? 0 : all, all);
   }
   check.Contents("records", args.plan.records, -1, message_rows - 1);
   if (!check.ok()) return check.status();

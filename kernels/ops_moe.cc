@@ -68,7 +68,8 @@ absl::Status MoePermute(Device& device, const MoePermuteArgs& args) {
   check.Range("offsets' size", args.offsets.dim(0), 1, kMaxExperts + 1);
   check.Tensor("offsets", args.offsets, kI32Only, {args.offsets.dim(0)});
   check.Range("pairs", rows * top_k, 0, INT32_MAX);
-  check.Tensor("row_tokens", args.row_tokens, kI32Only, {rows * top_k});
+  check.Range("row_tokens' size", args.row_tokens.dim(0), 0, rows * top_k);
+  check.Tensor("row_tokens", args.row_tokens, kI32Only, {args.row_tokens.dim(0)});
   check.Tensor("rows", args.rows, kI32Only, {rows, top_k});
   check.Contents("experts", args.experts, 0, INT32_MAX);
   if (!check.ok()) return check.status();

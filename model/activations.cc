@@ -93,6 +93,7 @@ Activations LayOutActivations(const ModelConfig& c, const PassLimits& limits, vo
 
   if (limits.row_ranks > 1) {
     a.head_sent = placer.Place(DType::kF32, {limits.max_logit_rows, hidden});
+    a.head_index = placer.Place(DType::kI32, {limits.max_logit_rows});
     a.head_rows = placer.Place(DType::kF32, {limits.max_logit_rows, hidden});
   }
   a.head_in = placer.Place(act, {limits.max_logit_rows, hidden});

@@ -71,7 +71,8 @@ struct Activations {
   View expert_out;      // act [O * k, H]
 
   View head_sent;   // F32 [max_logit_rows, H]: rows for the head on their way to rank 0
-  View head_rows;   // F32 [max_logit_rows, H]: as they came; both absent without a group
+  View head_index;  // I32 [max_logit_rows]: which of this rank's rows those are
+  View head_rows;   // F32 [max_logit_rows, H]: as they came; all three absent without a group
   View head_in;     // act [max_logit_rows, H]
   View logits;      // F32 [max_logit_rows, V]
   View logit_mask;  // I32 [max_logit_rows, ceil(V / 32)]

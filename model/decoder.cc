@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstring>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -99,14 +98,15 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device
   BATON_RETURN_IF_ERROR(device.CopyToDevice(decoder->cos_.data, values.cos.data(), table_bytes));
   BATON_RETURN_IF_ERROR(device.CopyToDevice(decoder->sin_.data, values.sin.data(), table_bytes));
   if (!options.group.solo()) {
-    const bool overlaps = options.group.overlap_rows > 0 && !options.group.tensor();
+    const bool overlaps =
+        options.group.overlap_rows > 0 && !options.group.tensor() && device.host_memory();
     for (int32_t part = 0; part < (overlaps ? kMaxParts : 1); ++part) {
-      BATON_ASSIGN_OR_RETURN(decoder->exchanges_[static_cast<size_t>(part)],
-                             ExpertExchange::Create(device, options.group,
-                                                    {.hidden = config.hidden_size,
-                                                     .inner = config.moe_intermediate_size,
-                                                     .choices = config.experts_per_token,
-                                                     .act = options.act}));
+      decoder->exchanges_[static_cast<size_t>(part)] = std::make_unique<ExpertExchange>(
+          device, options.group,
+          ExpertExchange::Shape{.hidden = config.hidden_size,
+                                .inner = config.moe_intermediate_size,
+                                .choices = config.experts_per_token,
+                                .act = options.act});
     }
     if (overlaps) decoder->queue_ = std::make_unique<CallQueue>("collectives");
     const int32_t slots = scheduler::SlotsPerRank(
@@ -116,10 +116,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device
         scheduler::ExpertPlacement::InOrder(TopologyOf(config, options.group.ranks(), slots)));
     BATON_RETURN_IF_ERROR(decoder->InstallExperts(
         {.placement = std::make_shared<const scheduler::ExpertPlacement>(std::move(in_order))}));
-    if (options.group.split == Split::kExpert) {
-      decoder->choices_.resize(static_cast<size_t>(config.layers - config.dense_layers) *
-                               static_cast<size_t>(config.routed_experts));
-    }
+    if (options.group.split == Split::kExpert) BATON_RETURN_IF_ERROR(decoder->AllocateCounts());
   }
   return decoder;
 }
@@ -217,17 +214,24 @@ void Decoder::ListFinishedRows(const scheduler::BatchPlan& plan, LogitRows logit
 bool Decoder::AllRowsFinish() const { return finished_rows_.size() == static_cast<size_t>(rows_); }
 
 absl::Status Decoder::Forward(const scheduler::BatchPlan& plan, LayerObserver* observer,
-                              LogitRows logit_rows, int32_t parts) {
+                              LogitRows logit_rows, int32_t parts, int32_t most_rows) {
   BATON_CHECK(parts == 1 || (parts == 2 && queue_ != nullptr));
   BATON_RETURN_IF_ERROR(CheckPlan(plan, plan_limits_));
+  BATON_RETURN_IF_ERROR(CheckGroup());
   rows_ = plan.total_rows;
   own_ = OwnRows(rows_);
   ListFinishedRows(plan, logit_rows);
   for (const auto& exchange : exchanges_) {
-    if (exchange != nullptr) exchange->UseQueue(parts > 1 ? queue_.get() : nullptr);
+    if (exchange == nullptr) continue;
+    exchange->UseQueue(parts > 1 ? queue_.get() : nullptr);
+    exchange->UseRoom({});
   }
-  const absl::Status status = RunPlan(plan, observer, parts);
+  in_room_ = most_rows > 0 && !choices_.absent() && !device_.host_memory();
+  BATON_CHECK(!in_room_ || (observer == nullptr && rows_ <= most_rows));
+  const absl::Status status =
+      in_room_ ? RunInRoom(plan, parts, most_rows) : RunPlan(plan, observer, parts);
   if (parts > 1) queue_->WaitForAll();  // a pass that failed may have left some
+  if (!status.ok()) (void)options_.group.Settle();
   return status;
 }
 
@@ -250,6 +254,12 @@ void Decoder::PadPlan() {
   PadBatch(shape.rows, shape.sequence_pages, whole.batch);
   whole.own = OwnRows(shape.rows);
   whole.a = activations_.ForRows(shape.rows, whole.own);
+}
+
+// What is under way may wait for other ranks.
+absl::Status Decoder::Await() {
+  BATON_RETURN_IF_ERROR(options_.group.Settle());
+  return device_.Synchronize();
 }
 
 absl::Status Decoder::RunPlan(const scheduler::BatchPlan& plan, LayerObserver* observer,
@@ -277,11 +287,15 @@ absl::Status Decoder::RunPlan(const scheduler::BatchPlan& plan, LayerObserver* o
           ? recorded_->Run({.rows = whole.rows, .sequence_pages = whole.sequence_pages}, launch)
           : launch());
   if (!AllRowsFinish()) BATON_RETURN_IF_ERROR(FinishLastLayerOf(plan, parts));
-  return device_.Synchronize();
+  if (in_room_) BATON_RETURN_IF_ERROR(GatherMostPairs());
+  return Await();
 }
 
 absl::Status Decoder::TellWritten(int32_t layer, LayerObserver* observer,
                                   std::unique_ptr<kernels::Fence>& written) {
+  // The point lies behind calls of the ranks, and a wait for it knows no deadline. Where the
+  // layer's rows travel to experts the device has been settled since.
+  if (!ExchangesRows(layer)) BATON_RETURN_IF_ERROR(options_.group.Settle());
   BATON_RETURN_IF_ERROR(written->Wait());
   written = nullptr;
   observer->OnLayerWritten(layer);
@@ -340,8 +354,12 @@ absl::Status Decoder::AttendAndBegin(const PassContext& pass, int32_t i, ExpertE
   if (!ExchangesRows(i)) return RunMoe(pass, layer.moe);
   const int32_t moe_layer = i - model_.config.dense_layers;
   BATON_RETURN_IF_ERROR(BeginMoeInGroup(pass, layer.moe, tables_, moe_layer, *exchange));
-  if (!choices_.empty()) CountChoices(pass, moe_layer);
-  return absl::OkStatus();
+  if (choices_.absent()) return absl::OkStatus();
+  return MoeCount(
+      device_,
+      {.experts = pass.a.experts,
+       .choices =
+           choices_.Slice(0, moe_layer, moe_layer + 1).Reshape({model_.config.routed_experts})});
 }
 
 absl::Status Decoder::RunExperts(std::span<const PassContext> passes, int32_t i) {
@@ -355,18 +373,6 @@ absl::Status Decoder::RunExperts(std::span<const PassContext> passes, int32_t i)
 
 absl::Status Decoder::EndLayer(const PassContext& pass, int32_t i, ExpertExchange* exchange) {
   return ExchangesRows(i) ? EndMoeInGroup(pass, *exchange) : absl::OkStatus();
-}
-
-// The host has read the choices in order to send the rows: they are there.
-void Decoder::CountChoices(const PassContext& pass, int32_t moe_layer) {
-  int32_t* const counts = choices_.data() + int64_t{moe_layer} * model_.config.routed_experts;
-  const int32_t* const chosen = pass.a.experts.as<const int32_t>();
-  for (int64_t i = 0; i < pass.a.experts.elements(); ++i) ++counts[chosen[i]];
-}
-
-void Decoder::TakeChoices(std::span<int32_t> counts) {
-  BATON_CHECK_EQ(counts.size(), choices_.size());
-  for (size_t i = 0; i < counts.size(); ++i) counts[i] += std::exchange(choices_[i], 0);
 }
 
 // The last layer, from the latents on, of the finishing rows: a pass of these rows alone. Each is
@@ -383,8 +389,8 @@ absl::Status Decoder::FinishLastLayerOf(const scheduler::BatchPlan& plan, int32_
     picked_plan_.slices.back().row_count = 1;
   }
   picked_plan_.total_rows = static_cast<int32_t>(picked_plan_.slices.size());
-  const TensorView hidden = finished_;           // of all rows
-  BATON_RETURN_IF_ERROR(device_.Synchronize());  // ops in flight read the arrays of the whole pass
+  const TensorView hidden = finished_;  // of all rows
+  BATON_RETURN_IF_ERROR(Await());       // ops in flight read the arrays of the whole pass
   SplitPlan(picked_plan_, parts);
   std::vector<PassContext> passes;
   int32_t begin = 0;
@@ -440,19 +446,24 @@ absl::Status Decoder::SendHeadRows(std::span<const int32_t> rows) {
   const RankGroup& group = options_.group;
   const size_t row_bytes = static_cast<size_t>(model_.config.hidden_size) * sizeof(float);
   std::vector<size_t> send(static_cast<size_t>(group.ranks())), receive(send);
-  int64_t sent = 0;
+  std::vector<int32_t> own;  // of this rank's
   for (const int32_t row : rows) {
     const size_t owner = static_cast<size_t>(row / own_.stride);
     if (group.rank() == 0) receive[owner] += row_bytes;
-    if (row < own_.begin || row >= own_.end) continue;
-    std::memcpy(activations_.head_sent.row<float>(sent++),
-                activations_.hidden.row<float>(row - own_.begin), row_bytes);
+    if (row >= own_.begin && row < own_.end) own.push_back(row - static_cast<int32_t>(own_.begin));
   }
-  send[0] = static_cast<size_t>(sent) * row_bytes;
+  const int64_t sent = static_cast<int64_t>(own.size());
+  BATON_RETURN_IF_ERROR(CopyIndices(device_, own, activations_.head_index));
+  BATON_RETURN_IF_ERROR(
+      kernels::CopyRows(device_, {.x = activations_.hidden,
+                                  .index = activations_.head_index.Slice(0, 0, sent),
+                                  .out = activations_.head_sent.Slice(0, 0, sent)}));
+  send[0] = own.size() * row_bytes;
   const size_t received = group.rank() == 0 ? rows.size() * row_bytes : 0;
-  return group.collectives->AllToAllV(
+  BATON_RETURN_IF_ERROR(group.data().AllToAllV(
       {static_cast<const std::byte*>(activations_.head_sent.data), send[0]}, send,
-      {static_cast<std::byte*>(activations_.head_rows.data), received}, receive, group.timeout);
+      {static_cast<std::byte*>(activations_.head_rows.data), received}, receive, group.timeout));
+  return group.Settle();
 }
 
 absl::StatusOr<TensorView> Decoder::Logits(std::span<const int32_t> rows) {

@@ -22,6 +22,7 @@
 #include "model/expert_tables.h"
 #include "model/kv_cache.h"
 #include "model/loaded_model.h"
+#include "model/pair_capacity.h"
 #include "model/rank_group.h"
 #include "model/recorded_passes.h"
 #include "model/runner.h"
@@ -70,9 +71,20 @@ class Decoder {
   //
   // parts: 1, or 2 in a group split by Split::kExpert, the same on all its ranks: the plan's slices
   // go through the layers in two parts of about as many rows, each computing while the other's rows
-  // travel between the ranks. No bits depend on it.
+  // travel between the ranks. No bits depend on it. Only where overlaps().
+  //
+  // most_rows: in a group split by Split::kExpert the rows of the rank with the most in this pass,
+  // if all its ranks know it; else 0. On a GPU a pass then waits for nothing before its end:
+  // messages have room for so many rows (ExpertExchange's fixed ones), and it is run again, by all,
+  // where there was too little for the outputs. No observer then.
   absl::Status Forward(const scheduler::BatchPlan& plan, LayerObserver* observer,
-                       LogitRows logit_rows = LogitRows::kSampled, int32_t parts = 1);
+                       LogitRows logit_rows = LogitRows::kSampled, int32_t parts = 1,
+                       int32_t most_rows = 0);
+  // Whether passes may go in two parts: rows travel beside what computes. Not on GPUs, where both
+  // have one queue.
+  bool overlaps() const { return queue_ != nullptr; }
+  // Passes that were run again so far.
+  int64_t passes_run_again() const { return passes_run_again_; }
 
   // Logits of these rows of the last pass: F32 [rows.size(), vocab_size], valid until the next
   // call. Rows ascend and are of those that Forward was told of; at most max_logit_rows() of them.
@@ -105,6 +117,14 @@ class Decoder {
   // The one part of the pass, to a shape that is recorded.
   void PadPlan();
   absl::Status RunPlan(const scheduler::BatchPlan& plan, LayerObserver* observer, int32_t parts);
+  absl::Status RunInRoom(const scheduler::BatchPlan& plan, int32_t parts, int32_t most_rows);
+  absl::Status CheckGroup() const;
+  // What RunInRoom needs on the device: I32, ranks' most_pairs and this one's behind them.
+  absl::Status AllocateCounts();
+  absl::Status GatherMostPairs();
+  absl::Status CopyChoices(const kernels::TensorView& from, const kernels::TensorView& to);
+  // Waits for the device.
+  absl::Status Await();
   absl::Status RunLayers(std::span<const PassContext> passes, LayerObserver* observer);
   absl::Status TellWritten(int32_t layer, LayerObserver* observer,
                            std::unique_ptr<kernels::Fence>& written);
@@ -114,7 +134,6 @@ class Decoder {
   absl::Status RunExperts(std::span<const PassContext> passes, int32_t layer);
   absl::Status EndLayer(const PassContext& pass, int32_t layer, ExpertExchange* exchange);
   absl::Status FinishLastLayerOf(const scheduler::BatchPlan& plan, int32_t parts);
-  void CountChoices(const PassContext& pass, int32_t moe_layer);
   absl::Status NormHeadRows(std::span<const int32_t> rows);
   absl::Status SendHeadRows(std::span<const int32_t> rows);
 
@@ -135,7 +154,15 @@ class Decoder {
   // Where the device records ops. Not in groups, where the host takes part in each layer.
   std::unique_ptr<RecordedPasses> recorded_;
   ExpertTables tables_;
-  std::vector<int32_t> choices_;  // [MoE layers, experts] since TakeChoices; Split::kExpert only
+  // Split::kExpert only, in the device's memory.
+  kernels::DeviceBuffer counts_;
+  kernels::TensorView choices_;         // I32 [MoE layers, experts] since TakeChoices
+  kernels::TensorView choices_before_;  // the same before the pass
+  kernels::TensorView most_pairs_;      // I32 [ranks + 1]: of the ranks, then of this one
+  PairCapacity pair_capacity_{1, 1};
+  uint64_t generation_ = 0;  // of the group that pair_capacity_ has seen passes of
+  bool in_room_ = false;     // of the pass in progress
+  int64_t passes_run_again_ = 0;
   std::array<Part, kMaxParts> parts_;  // of the pass in progress
   std::array<scheduler::BatchPlan, kMaxParts> part_plans_;
   int32_t rows_ = 0;  // of the last pass

@@ -7,7 +7,15 @@
 // taken at home in the order of the experts, wherever they were. Every rank of the group calls
 // BeginDispatch, EndDispatch, BeginReturn and EndReturn once for each MoE layer, also with no rows.
 // With a CallQueue the rows travel between Begin and End, beside what the caller computes; without
-// one, within Begin. Host memory only.
+// one, within Begin.
+//
+// All work on rows is ops of the device. Messages are of one of two kinds:
+//   counted  as long as needed. The ranks' hosts tell each other how many rows and outputs go
+//   where,
+//            so on a GPU each layer waits for the gate.
+//   fixed    a block of a fixed length for each rank that is present. No host learns any number: a
+//            pass is one queue of the GPU's work. What does not fit is left out; Room says how much
+//            there was of it.
 
 #include <cstdint>
 #include <initializer_list>
@@ -17,6 +25,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
+#include "kernels/ops.h"
 #include "kernels/tensor.h"
 #include "model/call_queue.h"
 #include "model/rank_group.h"
@@ -31,34 +40,38 @@ class ExpertExchange {
     int32_t choices = 0;  // k, experts of a row
     kernels::DType act = kernels::DType::kBF16;
   };
+  // Of the blocks of fixed messages, the same on all ranks; rows 0: messages are counted.
+  struct Room {
+    int32_t rows = 0;
+    int32_t pairs = 0;
+    kernels::TensorView most_pairs;  // I32 [1]: raised to the most pairs for one rank
+  };
 
-  // FAILED_PRECONDITION for a device whose memory the host cannot read. `group` is not solo; it and
-  // the device outlive the exchange.
-  static absl::StatusOr<std::unique_ptr<ExpertExchange>> Create(kernels::Device& device,
-                                                                const RankGroup& group,
-                                                                const Shape& shape);
+  // `group` is not solo; it and the device outlive the exchange.
+  ExpertExchange(kernels::Device& device, const RankGroup& group, const Shape& shape);
 
   // Of the dispatches that follow: where their collectives run; null: where they are called. The
   // queue outlives them. Exchanges of one group that take turns share one queue, since all ranks
-  // make the collective calls of all exchanges in the same order.
+  // make the collective calls of all exchanges in the same order. Host memory only.
   void UseQueue(CallQueue* queue) { queue_ = queue; }
+  void UseRoom(const Room& room) { room_ = room; }
 
   // Sends the rows of x, act [T, H], to the ranks of `physical`, I32 [T, k]: each entry r *
-  // slots_per_rank + s for slot s of rank r. Both may be reused on return. Errors, of the End calls
-  // too, are the collectives'.
+  // slots_per_rank + s for slot s of rank r. Both may be reused by what the device is given later.
+  // Errors, of the End calls too, are the collectives'.
   absl::Status BeginDispatch(const kernels::TensorView& x, const kernels::TensorView& physical,
                              int32_t slots_per_rank);
   absl::Status EndDispatch();
 
-  // What came here, from EndDispatch to the next BeginDispatch. R rows from all ranks, P pairs of a
-  // row and one of this rank's slots.
+  // What came here, from EndDispatch to the next BeginDispatch: R rows from all ranks, and room for
+  // P pairs of a row and one of this rank's slots (counted: just as many).
   int64_t rows() const { return rows_; }
   int64_t pairs() const { return pairs_; }
   kernels::TensorView x() const;      // act [R, H] rows
   kernels::TensorView slots() const;  // I32 [R, k]: slot of each choice; slots_per_rank: elsewhere
   // Room for MoePermute's outputs over slots() and for the experts'.
   kernels::TensorView offsets() const;     // I32 [slots_per_rank + 1]
-  kernels::TensorView row_tokens() const;  // I32 [R * k]
+  kernels::TensorView row_tokens() const;  // I32 [P]
   kernels::TensorView pair_rows() const;   // I32 [R, k]
   kernels::TensorView inner() const;       // act [P, inner]
   kernels::TensorView outputs() const;     // act [P, H]
@@ -67,8 +80,8 @@ class ExpertExchange {
   absl::Status BeginReturn();
   absl::Status EndReturn();
 
-  // After EndReturn: act [T * k, H], and for each choice of each row of BeginDispatch's x the row
-  // of its output, I32 [T, k].
+  // After EndReturn: act [rows, H], and for each choice of each row of BeginDispatch's x the row of
+  // its output, I32 [T, k]; -1: there was no room for it.
   kernels::TensorView home_outputs() const;
   kernels::TensorView home_rows() const;
 
@@ -79,60 +92,59 @@ class ExpertExchange {
   // Device memory that grows to the largest size asked for; its contents are lost then.
   class Buffer {
    public:
-    absl::Status Reserve(kernels::Device& device, size_t bytes);
     uint8_t* data() const { return static_cast<uint8_t*>(buffer_.data()); }
     size_t bytes() const { return buffer_.bytes(); }
 
    private:
+    friend class ExpertExchange;
     kernels::DeviceBuffer buffer_;
   };
 
-  ExpertExchange(kernels::Device& device, const RankGroup& group, const Shape& shape);
-
-  absl::Status Plan(const kernels::TensorView& physical);
-  absl::Status PackRecords(const kernels::TensorView& x);
-  absl::Status Quantize(const kernels::TensorView& x);
+  absl::Status Reserve(Buffer& buffer, int64_t bytes);
+  absl::Status ReserveForSent();
+  absl::Status ReserveForReceived();
+  absl::Status NumberBlocks();
+  absl::Status Pack(const kernels::TensorView& x, const kernels::DispatchPlanArgs& plan);
   // Runs `call` in the queue if there is one, and Finish waits for it.
   absl::Status Start(CallQueue::Call call);
   absl::Status Finish();
   absl::Status SendRows();
+  absl::Status ReadCounts();
   absl::Status ExchangeCounts();
-  absl::Status ReserveForReceived();
-  void ReadRecords();
+  void TakeFixedCounts();
   absl::Status CheckPairs() const;
-  absl::Status AllToAll(const Buffer& from, const Buffer& to);
+  // Both hold units of so many bytes.
+  absl::Status AllToAll(const Buffer& from, const Buffer& to, int64_t unit);
+  bool fixed() const { return room_.rows > 0; }
   kernels::TensorView View(const Buffer& buffer, kernels::DType dtype,
                            std::initializer_list<int64_t> shape) const;
 
   kernels::Device& device_;
   const RankGroup group_;
   const Shape shape_;
-  const int64_t row_bytes_;     // of H activations
-  const int64_t sent_bytes_;    // of a row in the format in which it travels
-  const int64_t record_bytes_;  // the same with slots and padding
+  const kernels::RecordLayout layout_;
+  const int64_t row_bytes_;  // of H activations
   CallQueue* queue_ = nullptr;
   CallQueue::Ticket ticket_ = 0;  // of the call under way
   int32_t slots_per_rank_ = 0;
+  Room room_;
 
-  // What goes out: for each rank in turn, the rows that it gets and where its slots for them are.
+  // Rows and outputs between this rank and others, by rank; of fixed messages the room for them.
   struct Counts {
     int32_t rows = 0;
     int32_t pairs = 0;
   };
-  std::vector<int32_t> sent_rows_;   // row of x, rank after rank
-  std::vector<int32_t> sent_slots_;  // [sent rows, k]: slot, or slots_per_rank for elsewhere
-  std::vector<Counts> sent_;         // [ranks]
-  std::vector<Counts> next_;         // [ranks]: of Plan, where the next row and pair go
-  std::vector<int64_t> last_row_;    // [ranks]: of Plan, the row that it last met there
-  std::vector<Counts> all_counts_;   // [ranks from, ranks to]
-  std::vector<Counts> received_;     // [ranks]
+  std::vector<Counts> sent_;                        // [ranks]
+  std::vector<Counts> all_counts_;                  // [ranks from, ranks to]
+  std::vector<Counts> received_;                    // [ranks]
+  std::vector<int32_t> block_of_;                   // [ranks]: what blocks_ holds
   std::vector<size_t> send_bytes_, receive_bytes_;  // [ranks]
 
   int64_t home_row_count_ = 0;  // T
   int64_t rows_ = 0;
   int64_t pairs_ = 0;
-  Buffer codes_, scales_, send_, records_, x_, slots_, offsets_, row_tokens_, pair_rows_, inner_,
-      outputs_, returned_, home_outputs_, home_rows_;
+  Buffer blocks_, counts_, sent_records_, home_rows_, codes_, scales_, send_, records_, x_, slots_,
+      offsets_, row_tokens_, pair_rows_, inner_, outputs_, return_index_, returned_, home_outputs_;
   uint64_t bytes_sent_ = 0;
 };
 

@@ -2,7 +2,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 #include "base/status_macros.h"
@@ -25,7 +24,7 @@ absl::Status GatherRows(const PassContext& pass, const TensorView& own, const Te
   if (!pass.group.tensor()) return absl::OkStatus();  // `all` is `own`
   const size_t bytes =
       static_cast<size_t>(pass.own.stride * own.dim(1)) * kernels::DTypeBytes(own.dtype);
-  return pass.group.collectives->AllGather(
+  return pass.group.data().AllGather(
       {static_cast<const std::byte*>(own.data), bytes},
       {static_cast<std::byte*>(all.data), bytes * static_cast<size_t>(pass.group.ranks())},
       pass.group.timeout);
@@ -82,26 +81,31 @@ absl::Status ExchangeHeads(const PassContext& pass) {
       static_cast<size_t>(a.heads_out.dim(2)) * kernels::DTypeBytes(a.heads_out.dtype);
   const size_t mine = static_cast<size_t>(a.heads_out.dim(1)) * head_bytes;
   std::vector<size_t> send(static_cast<size_t>(ranks)), receive(send);
-  std::vector<size_t> width(send);  // bytes of a row that come from each rank
+  std::vector<int64_t> width(send.size());  // values of a row that come from each rank
   size_t sent = 0, received = 0;
   for (int32_t rank = 0; rank < ranks; ++rank) {
     const size_t r = static_cast<size_t>(rank);
     send[r] = static_cast<size_t>(ShareOf(all_rows, rank, ranks).size()) * mine;
-    width[r] = static_cast<size_t>(HeadsOf(pass.config.heads, rank, ranks).size()) * head_bytes;
-    receive[r] = static_cast<size_t>(pass.own.size()) * width[r];
+    const int64_t heads = HeadsOf(pass.config.heads, rank, ranks).size();
+    width[r] = heads * a.heads_out.dim(2);
+    receive[r] = static_cast<size_t>(pass.own.size() * heads) * head_bytes;
     sent += send[r];
     received += receive[r];
   }
-  BATON_RETURN_IF_ERROR(pass.group.collectives->AllToAllV(
+  BATON_RETURN_IF_ERROR(pass.group.data().AllToAllV(
       {static_cast<const std::byte*>(a.heads_out.data), sent}, send,
       {static_cast<std::byte*>(a.received.data), received}, receive, pass.group.timeout));
-  const uint8_t* from = static_cast<const uint8_t*>(a.received.data);
-  size_t column = 0;
-  for (const size_t bytes : width) {
-    for (int64_t t = 0; t < pass.own.size(); ++t, from += bytes) {
-      std::memcpy(a.own_heads.row<uint8_t>(t) + column, from, bytes);
-    }
-    column += bytes;
+  const TensorView all = Flat(a.own_heads);
+  int64_t begin = 0, column = 0;
+  for (const int64_t values : width) {
+    const int64_t count = pass.own.size() * values;
+    BATON_RETURN_IF_ERROR(
+        CopyRows(pass.device,
+                 {.x = a.received.Slice(0, begin, begin + count).Reshape({pass.own.size(), values}),
+                  .index = {},
+                  .out = all.Slice(1, column, column + values)}));
+    begin += count;
+    column += values;
   }
   return absl::OkStatus();
 }

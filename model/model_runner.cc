@@ -159,7 +159,8 @@ class ModelRunner final : public Runner, public ExpertHost {
                        scheduler::StepOutput* output) {
     int32_t parts = 1;
     BATON_RETURN_IF_ERROR(StepTogether(plan, parts));
-    BATON_RETURN_IF_ERROR(decoder_->Forward(plan, observer, LogitRows::kSampled, parts));
+    const int32_t most_rows = group_.split == Split::kExpert && !group_.solo() ? most_rows_ : 0;
+    BATON_RETURN_IF_ERROR(decoder_->Forward(plan, observer, LogitRows::kSampled, parts, most_rows));
     sampled_.clear();
     sampled_rows_.clear();
     int32_t row = 0;
@@ -189,7 +190,7 @@ class ModelRunner final : public Runner, public ExpertHost {
     BATON_RETURN_IF_ERROR(group_.collectives->AllGather(std::as_bytes(std::span(&mine, 1)),
                                                         std::as_writable_bytes(std::span(headers_)),
                                                         group_.timeout));
-    int32_t most_rows = 0;
+    most_rows_ = 0;
     for (int32_t rank = 0; rank < group_.ranks(); ++rank) {
       if (!group_.collectives->is_present(rank)) continue;
       const StepHeader& theirs = headers_[static_cast<size_t>(rank)];
@@ -198,15 +199,14 @@ class ModelRunner final : public Runner, public ExpertHost {
         group_.collectives->Abort(status);
         return status;
       }
-      most_rows = std::max(most_rows, theirs.rows);
+      most_rows_ = std::max(most_rows_, theirs.rows);
     }
-    parts = PartsFor(most_rows);
+    parts = PartsFor(most_rows_);
     return absl::OkStatus();
   }
 
   int32_t PartsFor(int32_t most_rows) const {
-    const bool overlap = group_.split == Split::kExpert && group_.overlap_rows > 0;
-    return overlap && most_rows >= group_.overlap_rows ? Decoder::kMaxParts : 1;
+    return decoder_->overlaps() && most_rows >= group_.overlap_rows ? Decoder::kMaxParts : 1;
   }
 
   absl::Status CheckHeader(int32_t rank, const StepHeader& theirs, const StepHeader& mine) const {
@@ -259,8 +259,8 @@ class ModelRunner final : public Runner, public ExpertHost {
   Sampler sampler_;
   const RankGroup group_;
   RunnerInfo info_;
-  int32_t most_rows_ = 0;            // of a rank in the pass to come, as somebody else has said
-  std::vector<StepHeader> headers_;  // [ranks], of the pass in progress
+  int32_t most_rows_ = 0;                                 // of a rank in the pass to come
+  std::vector<StepHeader> headers_;                       // [ranks], of the pass in progress
   std::vector<const scheduler::SequenceSlice*> sampled_;  // of the pass in progress
   std::vector<int32_t> sampled_rows_;
 };

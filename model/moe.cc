@@ -64,8 +64,19 @@ absl::Status SpreadOverReplicas(const PassContext& pass, const scheduler::Active
   const scheduler::ExpertPlacement& placement = *active.placement;
   const size_t experts = static_cast<size_t>(placement.experts());
   const size_t ranks = static_cast<size_t>(pass.group.ranks());
-  const std::span<const int32_t> choices(pass.a.experts.as<const int32_t>(),
-                                         static_cast<size_t>(pass.a.experts.elements()));
+  const size_t pairs = static_cast<size_t>(pass.a.experts.elements());
+  std::span<const int32_t> choices(pass.a.experts.as<const int32_t>(), pairs);
+  std::span<int32_t> physical(pass.a.physical.as<int32_t>(), pairs);
+  std::vector<int32_t> staged_choices, staged_physical;  // where the host cannot read them
+  if (!pass.device.host_memory()) {
+    staged_choices.resize(pairs);
+    staged_physical.resize(pairs);
+    BATON_RETURN_IF_ERROR(pass.group.Settle());
+    BATON_RETURN_IF_ERROR(
+        pass.device.CopyToHost(staged_choices.data(), choices.data(), choices.size_bytes()));
+    choices = staged_choices;
+    physical = staged_physical;
+  }
   std::vector<int32_t> mine(experts, 0), all(experts * ranks), total(experts, 0), before(total);
   for (const int32_t expert : choices) ++mine[static_cast<size_t>(expert)];
   BATON_RETURN_IF_ERROR(pass.group.collectives->AllGather(
@@ -88,9 +99,9 @@ absl::Status SpreadOverReplicas(const PassContext& pass, const scheduler::Active
       tokens = std::max(end - begin, 0);
     }
   }
-  scheduler::AssignSlots(placement, layer, split, choices,
-                         {pass.a.physical.as<int32_t>(), choices.size()});
-  return absl::OkStatus();
+  scheduler::AssignSlots(placement, layer, split, choices, {physical.data(), physical.size()});
+  if (pass.device.host_memory()) return absl::OkStatus();
+  return pass.device.CopyToDevice(pass.a.physical.data, physical.data(), physical.size_bytes());
 }
 
 // This rank's experts on the rows that came here.
@@ -101,14 +112,13 @@ absl::Status RunSlots(const PassContext& pass, const ExpertTables::Layer& slots,
                                                  .row_tokens = received.row_tokens(),
                                                  .rows = received.pair_rows()}));
   if (received.pairs() == 0) return absl::OkStatus();
-  BATON_RETURN_IF_ERROR(
-      GroupedLinear(pass.device, {.x = received.x(),
-                                  .row_index = received.row_tokens().Slice(0, 0, received.pairs()),
-                                  .offsets = received.offsets(),
-                                  .w = slots.gate,
-                                  .w2 = slots.up,
-                                  .out = received.inner(),
-                                  .epilogue = Epilogue::kSiluMul}));
+  BATON_RETURN_IF_ERROR(GroupedLinear(pass.device, {.x = received.x(),
+                                                    .row_index = received.row_tokens(),
+                                                    .offsets = received.offsets(),
+                                                    .w = slots.gate,
+                                                    .w2 = slots.up,
+                                                    .out = received.inner(),
+                                                    .epilogue = Epilogue::kSiluMul}));
   return GroupedLinear(pass.device, {.x = received.inner(),
                                      .offsets = received.offsets(),
                                      .w = slots.down,

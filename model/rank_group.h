@@ -12,6 +12,7 @@
 
 #include <cstdint>
 
+#include "absl/status/status.h"
 #include "base/clock.h"
 #include "transport/collectives.h"
 
@@ -57,6 +58,17 @@ struct RankGroup {
   bool stepped = false;
 
   bool solo() const { return collectives == nullptr; }
+  // The calls for buffers in the memory of the rank's device. Not solo.
+  transport::DataCalls& data() const {
+    transport::DeviceCalls* const device = collectives->ForDevice();
+    if (device != nullptr) return *device;
+    return *collectives;
+  }
+  // Before the host waits for the device, since what the device does may wait for other ranks.
+  absl::Status Settle() const {
+    transport::DeviceCalls* const device = solo() ? nullptr : collectives->ForDevice();
+    return device == nullptr ? absl::OkStatus() : device->Settle(timeout);
+  }
   // Rows and heads are spread over several ranks.
   bool tensor() const { return split == Split::kTensor && ranks() > 1; }
   int32_t ranks() const { return solo() ? planned_ranks : collectives->world_size(); }

@@ -44,12 +44,10 @@ inline constexpr Duration kDefaultCollectiveTimeout = Duration::Seconds(2);
 
 enum class ReduceType : uint8_t { kF32, kBF16 };
 
-class Collectives {
+// The calls that move data.
+class DataCalls {
  public:
-  virtual ~Collectives() = default;
-
-  virtual int world_size() const = 0;  // at least 1
-  virtual int rank() const = 0;        // in [0, world_size)
+  virtual ~DataCalls() = default;
 
   // Replaces `data` by the elementwise sum over all ranks. data.size() is a multiple of the element
   // size (4 or 2 bytes), the same on all ranks; zero is fine.
@@ -71,6 +69,32 @@ class Collectives {
   virtual absl::Status AllToAllV(std::span<const std::byte> send,
                                  std::span<const size_t> send_bytes, std::span<std::byte> recv,
                                  std::span<const size_t> recv_bytes, Duration timeout) = 0;
+};
+
+// The same for buffers in the memory of the rank's GPU, in one order with the other calls of the
+// group. A call returns when it has its place in the queue of the GPU's work: its results are there
+// for what the GPU is given later. What then goes wrong is the error of a later call or of Settle.
+class DeviceCalls : public DataCalls {
+ public:
+  // Waits until the GPU has done what it was given, at most `timeout` for what is under way.
+  // Whoever waits for the GPU in another way settles first: other waits have no deadline, and a
+  // rank that is lost would hold them for ever. In a broken group calls leave the queue undone.
+  virtual absl::Status Settle(Duration timeout) = 0;
+
+  // While `trusted`, the ranks' hosts do not agree on each call and its sizes: all know them from
+  // what they agreed on before. Calls that differ all the same end by the deadline. The same on all
+  // ranks.
+  virtual void TrustSizes(bool trusted) = 0;
+};
+
+class Collectives : public DataCalls {
+ public:
+  virtual int world_size() const = 0;  // at least 1
+  virtual int rank() const = 0;        // in [0, world_size)
+
+  // Null where the rank has no device with memory of its own. Lives as long as this object; what
+  // stands here about calls, threads and failure holds for both together.
+  virtual DeviceCalls* ForDevice() { return nullptr; }
 
   // Returns once every rank has called it.
   virtual absl::Status Barrier(Duration timeout) = 0;

@@ -35,6 +35,10 @@ void WidenRecord(const uint8_t* record, const RecordLayout& layout, Out* out, co
   }
 }
 
+int32_t BlockOf(const DispatchPlanArgs& args, int64_t rank) {
+  return args.blocks.absent() ? static_cast<int32_t>(rank) : args.blocks.as<const int32_t>()[rank];
+}
+
 void WriteRecord(const DispatchPackArgs& args, int64_t row, int32_t rank, uint8_t* out) {
   const RecordLayout& layout = args.layout;
   const DispatchPlanArgs& plan = args.plan;
@@ -104,25 +108,31 @@ absl::Status DispatchPlan(Device& device, const DispatchPlanArgs& args) {
     ++at.pairs;
   });
   Places next;
+  int32_t most = 0;
   for (int64_t r = 0; r < ranks; ++r) {
     counts[2 * r] = places[r].rows;
     counts[2 * r + 1] = places[r].pairs;
-    places[r] = next;
+    most = std::max(most, places[r].pairs);
     if (args.row_capacity > 0) {
-      next.rows += args.row_capacity;
-      next.pairs += args.pair_capacity;
-    } else {
-      next.rows += counts[2 * r];
-      next.pairs += counts[2 * r + 1];
+      const int32_t block = BlockOf(args, r);
+      next.rows = block * args.row_capacity;
+      next.pairs = block * args.pair_capacity;
     }
+    places[r] = next;
+    next.rows += counts[2 * r];
+    next.pairs += counts[2 * r + 1];
+  }
+  if (!args.most_pairs.absent()) {
+    int32_t& largest = *args.most_pairs.as<int32_t>();
+    largest = std::max(largest, most);
   }
   int32_t* const records = args.records.as<int32_t>();
   int32_t* const home = args.home_rows.as<int32_t>();
   walk([&](Places& at, int64_t pair, bool is_first) {
-    const int64_t rank = &at - places;
-    const bool fits = args.row_capacity == 0 || at.pairs < (rank + 1) * args.pair_capacity;
-    records[pair] = is_first ? at.rows++ : -1;
-    home[pair] = fits ? at.pairs : -1;
+    const int64_t block = BlockOf(args, &at - places);
+    const bool fits = args.row_capacity == 0 || at.pairs < (block + 1) * args.pair_capacity;
+    records[pair] = is_first && block >= 0 ? at.rows++ : -1;
+    home[pair] = fits && block >= 0 ? at.pairs : -1;
     ++at.pairs;
   });
   return absl::OkStatus();
@@ -145,8 +155,10 @@ absl::Status DispatchPack(Device& device, const DispatchPackArgs& args) {
               });
   if (plan.row_capacity == 0) return absl::OkStatus();
   for (int64_t r = 0; r < plan.counts.dim(0); ++r) {
+    const int64_t block = BlockOf(plan, r);
+    if (block < 0) continue;
     for (int64_t i = plan.counts.as<const int32_t>()[2 * r]; i < plan.row_capacity; ++i) {
-      uint8_t* const record = args.out.row<uint8_t>(r * plan.row_capacity + i);
+      uint8_t* const record = args.out.row<uint8_t>(block * plan.row_capacity + i);
       int32_t* const slots = reinterpret_cast<int32_t*>(record + args.layout.slots_at());
       std::fill(slots, slots + choices, plan.slots_per_rank);
     }

@@ -20,16 +20,19 @@ absl::Status MoePermute(Device& device, const MoePermuteArgs& args) {
   for (int64_t pair = 0; pair < pairs; ++pair) {
     if (local(pair) >= 0) ++offsets[local(pair) + 1];
   }
+  const int32_t room = static_cast<int32_t>(args.row_tokens.dim(0));
   for (int64_t e = 0; e < experts; ++e) offsets[e + 1] += offsets[e];
   device.scratch().Reset();
   int32_t* next = device.scratch().Get<int32_t>(experts + 1);
   std::copy(offsets, offsets + experts + 1, next);
-  std::fill(row_tokens, row_tokens + pairs, -1);
+  std::fill(row_tokens, row_tokens + room, -1);
   for (int64_t pair = 0; pair < pairs; ++pair) {
     const int64_t expert = local(pair);
-    rows[pair] = expert < 0 ? -1 : next[expert]++;
-    if (expert >= 0) row_tokens[rows[pair]] = static_cast<int32_t>(pair / top_k);
+    const int32_t row = expert < 0 ? room : next[expert]++;
+    rows[pair] = row < room ? row : -1;
+    if (row < room) row_tokens[row] = static_cast<int32_t>(pair / top_k);
   }
+  for (int64_t e = 0; e <= experts; ++e) offsets[e] = std::min(offsets[e], room);
   return absl::OkStatus();
 }
 

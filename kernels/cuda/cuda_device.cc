@@ -120,6 +120,9 @@ absl::StatusOr<std::unique_ptr<CudaState>> CudaState::Create(const DeviceOptions
                               ", expected 8.9 (Ada), 9.0 (Hopper) or later"));
   }
   state->records_ = options.records && !options.blocking;
+  state->stream_ = static_cast<cudaStream_t>(options.queue);
+  if (state->stream_ != nullptr) return state;
+  state->owns_stream_ = true;
   int least = 0, greatest = 0;
   BATON_RETURN_IF_ERROR(CudaStatus(cudaDeviceGetStreamPriorityRange(&least, &greatest),
                                    "cudaDeviceGetStreamPriorityRange"));
@@ -140,7 +143,7 @@ CudaState& CudaState::Begin(Device& device) {
 CudaState::~CudaState() {
   if (stream_ != nullptr) {
     (void)cudaStreamSynchronize(stream_);
-    (void)cudaStreamDestroy(stream_);
+    if (owns_stream_) (void)cudaStreamDestroy(stream_);
   }
   for (const Block& block : blocks_) (void)cudaFree(block.data);
 }

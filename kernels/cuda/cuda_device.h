@@ -83,6 +83,7 @@ class CudaState final : public DeviceState {
   bool records_ = false;
   bool recording_ = false;  // now
   cudaStream_t stream_ = nullptr;
+  bool owns_stream_ = false;
   struct Block {
     void* data = nullptr;
     size_t bytes = 0;

@@ -21,6 +21,8 @@ struct DispatchPlanLaunch {
   int slots_per_rank = 1;
   int row_capacity = 0;  // 0: packed
   int pair_capacity = 0;
+  const int32_t* blocks = nullptr;  // [ranks] or null
+  int32_t* most_pairs = nullptr;    // or null
 };
 // A block for each rank, which places what goes there, and, packed, counts what goes before it.
 cudaError_t LaunchDispatchPlan(const DispatchPlanLaunch& args, cudaStream_t stream);

@@ -56,8 +56,10 @@ BATON_DEVICE void WriteSlots(const DispatchPackLaunch& args, int row, int of_cho
 // Records behind the rows for a rank.
 BATON_DEVICE void MarkUnused(const DispatchPackLaunch& args, int rank) {
   const DispatchPlanLaunch& plan = args.plan;
+  const int block = plan.blocks == nullptr ? rank : plan.blocks[rank];
+  if (block < 0) return;
   const int unused = plan.row_capacity - plan.counts[2 * rank];
-  const int64_t first = int64_t{rank} * plan.row_capacity + plan.counts[2 * rank];
+  const int64_t first = int64_t{block} * plan.row_capacity + plan.counts[2 * rank];
   for (int i = ThreadIndex(); i < unused * plan.choices; i += kThreads) {
     uint8_t* const record = args.out + (first + i / plan.choices) * args.record_bytes;
     reinterpret_cast<int32_t*>(record + args.slots_at)[i % plan.choices] = plan.slots_per_rank;

@@ -80,7 +80,7 @@ BATON_DEVICE void Place(const DispatchPlanLaunch& args, int row, int first, int 
   for (int choice = 0; choice < args.choices; ++choice) {
     const int64_t at = int64_t{row} * args.choices + choice;
     if (!IsOf(args.physical[at], first, args)) continue;
-    args.records[at] = is_first ? record : -1;
+    args.records[at] = is_first && pair_end >= 0 ? record : -1;
     args.home_rows[at] = pair < pair_end ? pair : -1;
     is_first = false;
     ++pair;
@@ -111,8 +111,9 @@ BATON_KERNEL(kThreads) DispatchPlanKernel(const DispatchPlanLaunch args) {
     counts.below[Warp()] = below;
   }
   SyncBlock();
+  const int block = args.blocks == nullptr ? rank : args.blocks[rank];
   Places all = {0, 0};
-  Places next = {rank * args.row_capacity, rank * args.pair_capacity};
+  Places next = {block * args.row_capacity, block * args.pair_capacity};
   for (int warp = 0; warp < kWarps; ++warp) {
     all.rows += counts.own[warp].rows;
     all.pairs += counts.own[warp].pairs;
@@ -122,8 +123,11 @@ BATON_KERNEL(kThreads) DispatchPlanKernel(const DispatchPlanLaunch args) {
   if (ThreadIndex() == 0) {
     args.counts[2 * rank] = all.rows;
     args.counts[2 * rank + 1] = all.pairs;
+    if (args.most_pairs != nullptr) AtomicMax(args.most_pairs, all.pairs);
   }
-  const int pair_end = packed ? INT32_MAX : (rank + 1) * args.pair_capacity;
+  const int pair_end = packed      ? INT32_MAX
+                       : block < 0 ? INT32_MIN
+                                   : (block + 1) * args.pair_capacity;
   for (int first = begin; first < end; first += kWarpSize) {
     const int row = first + Lane();
     const Places mine = row < end ? OwnPlaces(args, row, first_slot) : Places{0, 0};

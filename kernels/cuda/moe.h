@@ -35,8 +35,9 @@ cudaError_t LaunchMoeGate(const MoeGateLaunch& args, cudaStream_t stream);
 struct MoePermuteLaunch {
   const int32_t* experts = nullptr;  // [pairs]
   int32_t* offsets = nullptr;        // [local + 1]
-  int32_t* row_tokens = nullptr;     // [pairs]
+  int32_t* row_tokens = nullptr;     // [room]
   int32_t* rows = nullptr;           // [pairs]
+  int room = 0;                      // at most pairs
   int pairs = 0;
   int top_k = 1;  // > 0 with pairs
   int first_expert = 0;

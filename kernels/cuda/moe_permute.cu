@@ -54,9 +54,9 @@ BATON_KERNEL(kThreads) MoePermuteKernel(const MoePermuteLaunch args) {
   SyncBlock();
   int row = 0;
   for (int warp = 0; warp < kWarps; ++warp) row += counts.before[warp];
-  if (ThreadIndex() == 0) args.offsets[expert] = row;
+  if (ThreadIndex() == 0) args.offsets[expert] = Least(row, args.room);
   if (!placing) {
-    for (int i = row + ThreadIndex(); i < args.pairs; i += kThreads) args.row_tokens[i] = -1;
+    for (int i = row + ThreadIndex(); i < args.room; i += kThreads) args.row_tokens[i] = -1;
     return;
   }
   for (int warp = 0; warp < Warp(); ++warp) row += counts.own[warp];
@@ -66,8 +66,8 @@ BATON_KERNEL(kThreads) MoePermuteKernel(const MoePermuteLaunch args) {
     const uint32_t all = Ballot(mine);
     if (mine) {
       const int at = row + CountBits(all & ((1u << Lane()) - 1u));
-      args.rows[pair] = at;
-      args.row_tokens[at] = pair / args.top_k;
+      args.rows[pair] = at < args.room ? at : -1;
+      if (at < args.room) args.row_tokens[at] = pair / args.top_k;
     }
     row += CountBits(all);
   }

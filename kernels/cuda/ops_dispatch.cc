@@ -13,6 +13,8 @@ int64_t StrideBytes(const TensorView& rows) {
   return rows.strides[0] * static_cast<int64_t>(DTypeBytes(rows.dtype));
 }
 
+int32_t* OrNull(const TensorView& view) { return view.absent() ? nullptr : view.as<int32_t>(); }
+
 DispatchPlanLaunch PlanOf(const DispatchPlanArgs& args) {
   return {.physical = args.physical.as<const int32_t>(),
           .counts = args.counts.as<int32_t>(),
@@ -23,7 +25,9 @@ DispatchPlanLaunch PlanOf(const DispatchPlanArgs& args) {
           .ranks = static_cast<int>(args.counts.dim(0)),
           .slots_per_rank = args.slots_per_rank,
           .row_capacity = args.row_capacity,
-          .pair_capacity = args.pair_capacity};
+          .pair_capacity = args.pair_capacity,
+          .blocks = OrNull(args.blocks),
+          .most_pairs = OrNull(args.most_pairs)};
 }
 
 }  // namespace
@@ -42,7 +46,7 @@ absl::Status CopyRows(Device& device, const CopyRowsArgs& args) {
   return state.Finish(
       LaunchCopyRows({.from = args.x.as<const uint8_t>(),
                       .from_stride = StrideBytes(args.x),
-                      .index = args.index.absent() ? nullptr : args.index.as<const int32_t>(),
+                      .index = OrNull(args.index),
                       .to = args.out.as<uint8_t>(),
                       .to_stride = StrideBytes(args.out),
                       .rows = static_cast<int>(args.out.dim(0)),

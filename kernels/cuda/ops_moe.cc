@@ -54,6 +54,7 @@ absl::Status MoePermute(Device& device, const MoePermuteArgs& args) {
                                         .offsets = args.offsets.as<int32_t>(),
                                         .row_tokens = args.row_tokens.as<int32_t>(),
                                         .rows = args.rows.as<int32_t>(),
+                                        .room = static_cast<int>(args.row_tokens.dim(0)),
                                         .pairs = static_cast<int>(args.experts.elements()),
                                         .top_k = static_cast<int>(args.experts.dim(1)),
                                         .first_expert = args.first_expert,

@@ -15,6 +15,10 @@ int64_t RankOf(const DispatchPlanArgs& args, int64_t t, int64_t c) {
   return args.physical.row<const int32_t>(t)[c] / args.slots_per_rank;
 }
 
+int64_t BlockOf(const DispatchPlanArgs& args, int64_t rank) {
+  return args.blocks.absent() ? rank : args.blocks.as<const int32_t>()[rank];
+}
+
 bool IsFirstOfRank(const DispatchPlanArgs& args, int64_t t, int64_t c) {
   for (int64_t before = 0; before < c; ++before) {
     if (RankOf(args, t, before) == RankOf(args, t, c)) return false;
@@ -64,15 +68,20 @@ absl::Status DispatchPlan(Device&, const DispatchPlanArgs& args) {
     const Places all = CountPlaces(args, r, r + 1, pairs);
     args.counts.as<int32_t>()[2 * r] = static_cast<int32_t>(all.rows);
     args.counts.as<int32_t>()[2 * r + 1] = static_cast<int32_t>(all.pairs);
+    if (args.most_pairs.absent()) continue;
+    int32_t& most = *args.most_pairs.as<int32_t>();
+    most = std::max(most, static_cast<int32_t>(all.pairs));
   }
   for (int64_t pair = 0; pair < pairs; ++pair) {
     const int64_t t = pair / choices, c = pair % choices, rank = RankOf(args, t, c);
+    const int64_t number = BlockOf(args, rank);
     const Places block = packed ? CountPlaces(args, 0, rank, pairs)
-                                : Places{rank * args.row_capacity, rank * args.pair_capacity};
+                                : Places{number * args.row_capacity, number * args.pair_capacity};
     const Places before = CountPlaces(args, rank, rank + 1, pair);
-    const bool fits = packed || before.pairs < args.pair_capacity;
-    args.records.as<int32_t>()[pair] =
-        IsFirstOfRank(args, t, c) ? static_cast<int32_t>(block.rows + before.rows) : -1;
+    const bool fits = number >= 0 && (packed || before.pairs < args.pair_capacity);
+    args.records.as<int32_t>()[pair] = number >= 0 && IsFirstOfRank(args, t, c)
+                                           ? static_cast<int32_t>(block.rows + before.rows)
+                                           : -1;
     args.home_rows.as<int32_t>()[pair] =
         fits ? static_cast<int32_t>(block.pairs + before.pairs) : -1;
   }
@@ -103,10 +112,12 @@ absl::Status DispatchPack(Device&, const DispatchPackArgs& args) {
                                    : plan.slots_per_rank;
     }
   }
-  for (int64_t record = 0; record < plan.counts.dim(0) * plan.row_capacity; ++record) {
-    const int64_t rank = record / plan.row_capacity;
-    if (record % plan.row_capacity < plan.counts.as<const int32_t>()[2 * rank]) continue;
-    std::fill(slots_of(record), slots_of(record) + layout.choices, plan.slots_per_rank);
+  for (int64_t rank = 0; rank < plan.counts.dim(0) && plan.row_capacity > 0; ++rank) {
+    if (BlockOf(plan, rank) < 0) continue;
+    for (int64_t i = plan.counts.as<const int32_t>()[2 * rank]; i < plan.row_capacity; ++i) {
+      int32_t* const slots = slots_of(BlockOf(plan, rank) * plan.row_capacity + i);
+      std::fill(slots, slots + layout.choices, plan.slots_per_rank);
+    }
   }
   return absl::OkStatus();
 }

@@ -93,13 +93,14 @@ absl::Status MoePermute(Device&, const MoePermuteArgs& args) {
   int32_t* offsets = args.offsets.as<int32_t>();
   int32_t* row_tokens = args.row_tokens.as<int32_t>();
   int32_t* rows = args.rows.as<int32_t>();
-  std::fill(row_tokens, row_tokens + pairs, -1);
+  const int64_t room = args.row_tokens.dim(0);
+  std::fill(row_tokens, row_tokens + room, -1);
   std::fill(rows, rows + pairs, -1);
   int32_t row = 0;
   for (int64_t e = 0; e < experts; ++e) {
     offsets[e] = row;
     for (int64_t pair = 0; pair < pairs; ++pair) {
-      if (ids[pair] != args.first_expert + e) continue;
+      if (ids[pair] != args.first_expert + e || row == room) continue;
       row_tokens[row] = static_cast<int32_t>(pair / top_k);
       rows[pair] = row++;
     }

@@ -30,11 +30,13 @@ struct Plan {
             .pair_capacity = capacities.pairs,
             .counts = counts.view(),
             .records = records.view(),
-            .home_rows = home_rows.view()};
+            .home_rows = home_rows.view(),
+            .blocks = blocks.view(),
+            .most_pairs = most_pairs.view()};
   }
   int32_t Count(int64_t rank, int what) const { return counts.as<int32_t>()[2 * rank + what]; }
 
-  Owned physical, counts, records, home_rows;
+  Owned physical, counts, records, home_rows, blocks, most_pairs = Ints({6});
   int slots_per_rank;
   Capacities capacities;
 };
@@ -107,9 +109,43 @@ TEST_P(DispatchTest, PlanMatchesReference) {
         EXPECT_EQ(expected.counts.bytes(), actual.counts.bytes());
         EXPECT_EQ(expected.records.bytes(), actual.records.bytes());
         EXPECT_EQ(expected.home_rows.bytes(), actual.home_rows.bytes());
+        EXPECT_EQ(expected.most_pairs.bytes(), actual.most_pairs.bytes());
       }
     }
   }
+}
+
+// Blocks of ranks that are there, in another order; nothing goes to the one that is not.
+TEST_P(DispatchTest, RanksWithoutABlockGetNothing) {
+  const RecordLayout layout{.hidden = 4, .choices = 3, .dtype = DType::kF32};
+  const Owned x = Random(rng_, DType::kF32, {20, 4});
+  Plan expected(Choose(20, 3, 15, 15), 3, 5, {20, 9});
+  expected.blocks = Ints({1, -1, 0});
+  Plan actual = expected;
+  EXPECT_OK(DispatchPlan(*reference_, expected.args()));
+  EXPECT_OK(DispatchPlan(*device_, actual.args()));
+  EXPECT_EQ(expected.records.bytes(), actual.records.bytes());
+  EXPECT_EQ(expected.home_rows.bytes(), actual.home_rows.bytes());
+  EXPECT_GT(expected.Count(1, 1), 0);
+  for (int64_t pair = 0; pair < 60; ++pair) {
+    const int32_t record = actual.records.as<int32_t>()[pair];
+    const int32_t home = actual.home_rows.as<int32_t>()[pair];
+    EXPECT_TRUE(record < 40 && home < 18);
+    if (actual.physical.as<int32_t>()[pair] / 5 == 1) {
+      EXPECT_EQ(record, -1);
+      EXPECT_EQ(home, -1);
+    }
+  }
+  Owned messages[2] = {Owned(DType::kU8, {40, layout.bytes()}),
+                       Owned(DType::kU8, {40, layout.bytes()})};
+  for (const bool oracle : {false, true}) {
+    EXPECT_OK(DispatchPack(oracle ? *reference_ : *device_, {.layout = layout,
+                                                             .x = x.view(),
+                                                             .scales = {},
+                                                             .plan = actual.args(),
+                                                             .out = messages[oracle].view()}));
+  }
+  EXPECT_EQ(messages[0].bytes(), messages[1].bytes());
 }
 
 // Packs `x` on `device`, which has to give the reference's bytes.

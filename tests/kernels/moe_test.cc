@@ -149,6 +149,19 @@ TEST_P(MoeTest, PermuteGroupsByExpertAndSkipsForeignOnes) {
   }
 }
 
+// What a broken message may ask for never leaves the memory that was set aside.
+TEST_P(MoeTest, PermuteLeavesOutWhatDoesNotFit) {
+  const Owned experts = Ints({4, 2, 7, 4, 3, 2}, {3, 2});
+  for (Device* device : {device_.get(), reference_.get()}) {
+    Owned offsets(DType::kI32, {4}), row_tokens(DType::kI32, {4}), rows(DType::kI32, {3, 2});
+    EXPECT_OK(
+        MoePermute(*device, {experts.view(), 2, offsets.view(), row_tokens.view(), rows.view()}));
+    EXPECT_EQ(offsets.bytes(), Ints({0, 2, 3, 4}).bytes());
+    EXPECT_EQ(row_tokens.bytes(), Ints({0, 2, 2, 0}).bytes());
+    EXPECT_EQ(rows.bytes(), Ints({3, 0, -1, -1, 2, 1}).bytes());
+  }
+}
+
 TEST_P(MoeTest, PermuteMatchesReference) {
   for (const int64_t tokens : {1, 7, 33}) {
     std::vector<int32_t> chosen;

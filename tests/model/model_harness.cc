@@ -57,13 +57,13 @@ std::vector<LogitRow> ModelHarness::SampledLogits(scheduler::Form form,
   return Run(form, slices, LogitRows::kSampled);
 }
 
-std::vector<LogitRow> ModelHarness::Run(scheduler::Form form, const std::vector<TestSlice>& slices,
-                                        LogitRows logit_rows) {
+scheduler::BatchPlan ModelHarness::PlanOf(scheduler::Form form,
+                                          const std::vector<TestSlice>& slices,
+                                          LogitRows logit_rows, std::vector<int32_t>* wanted) {
   static const scheduler::SamplingParams kSampling;
   scheduler::BatchPlan plan;
   plan.step = step_++;
   plan.form = form;
-  std::vector<int32_t> wanted;
   for (const TestSlice& slice : slices) {
     plan.slices.push_back({.sequence = slice.sequence->tokens,
                            .first_position = slice.begin,
@@ -73,10 +73,23 @@ std::vector<LogitRow> ModelHarness::Run(scheduler::Form form, const std::vector<
                            .sampling = &kSampling});
     for (int32_t position = slice.begin; position < slice.end; ++position, ++plan.total_rows) {
       const bool sampled = slice.sample && position + 1 == slice.end;
-      if (logit_rows == LogitRows::kAll || sampled) wanted.push_back(plan.total_rows);
+      if (logit_rows == LogitRows::kAll || sampled) wanted->push_back(plan.total_rows);
     }
   }
-  const absl::Status status = decoder_->Forward(plan, nullptr, logit_rows, parts_);
+  return plan;
+}
+
+absl::Status ModelHarness::Try(scheduler::Form form, const std::vector<TestSlice>& slices) {
+  std::vector<int32_t> wanted;
+  const scheduler::BatchPlan plan = PlanOf(form, slices, LogitRows::kAll, &wanted);
+  return decoder_->Forward(plan, nullptr, LogitRows::kAll, parts_, most_rows_);
+}
+
+std::vector<LogitRow> ModelHarness::Run(scheduler::Form form, const std::vector<TestSlice>& slices,
+                                        LogitRows logit_rows) {
+  std::vector<int32_t> wanted;
+  const scheduler::BatchPlan plan = PlanOf(form, slices, logit_rows, &wanted);
+  const absl::Status status = decoder_->Forward(plan, nullptr, logit_rows, parts_, most_rows_);
   BATON_CHECK_MSG(status.ok(), status.ToString());
   std::vector<LogitRow> rows;
   const std::span<const int32_t> all(wanted);

@@ -47,6 +47,8 @@ class ModelHarness {
   ModelHarness(std::shared_ptr<const LoadedModel> model, const RunnerOptions& options,
                bool uploads = false);
 
+  // The error of a pass, whose logits nobody wants.
+  absl::Status Try(scheduler::Form form, const std::vector<TestSlice>& slices);
   // Runs one pass and returns the logits of all its rows, slice after slice; none where another
   // rank of the group gets them. Dies on an error.
   std::vector<LogitRow> Forward(scheduler::Form form, const std::vector<TestSlice>& slices);
@@ -58,6 +60,7 @@ class ModelHarness {
 
   // In which the passes that follow go through the layers: see Decoder::Forward.
   void set_parts(int32_t parts) { parts_ = parts; }
+  void set_most_rows(int32_t rows) { most_rows_ = rows; }
 
   Decoder& decoder() { return *decoder_; }
   KvCache& cache() { return *cache_; }
@@ -66,6 +69,9 @@ class ModelHarness {
  private:
   std::vector<LogitRow> Run(scheduler::Form form, const std::vector<TestSlice>& slices,
                             LogitRows logit_rows);
+  // Adds to `wanted` the rows whose logits `logit_rows` asks for.
+  scheduler::BatchPlan PlanOf(scheduler::Form form, const std::vector<TestSlice>& slices,
+                              LogitRows logit_rows, std::vector<int32_t>* wanted);
 
   std::shared_ptr<const LoadedModel> model_;
   std::unique_ptr<kernels::Device> device_;
@@ -74,6 +80,7 @@ class ModelHarness {
   std::unique_ptr<Decoder> decoder_;
   uint64_t step_ = 0;
   int32_t parts_ = 1;
+  int32_t most_rows_ = 0;
 };
 
 // Pages first, first + stride, ... for `tokens` tokens.

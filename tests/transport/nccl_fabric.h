@@ -2,7 +2,7 @@
 #define BATON_TESTS_TRANSPORT_NCCL_FABRIC_H_
 
 // Groups over NCCL for tests that know the host's memory alone: each call's inputs go to the rank's
-// GPU and its results come back.
+// GPU and its results come back. And the same without that, for ranks with a GPU.
 
 #include <cuda_runtime_api.h>
 
@@ -82,26 +82,28 @@ class StagedCollectives final : public Collectives {
 
   absl::Status AllReduceSum(std::span<std::byte> data, ReduceType type, Duration timeout) override {
     const std::span<std::byte> on_gpu = gpu_->Upload(0, data);
-    return Back(inner_->AllReduceSum(on_gpu, type, timeout), 0, data);
+    return Back(OnGpu().AllReduceSum(on_gpu, type, timeout), timeout, 0, data);
   }
   absl::Status AllGather(std::span<const std::byte> mine, std::span<std::byte> all,
                          Duration timeout) override {
     const std::span<std::byte> from = gpu_->Upload(0, mine), to = gpu_->Upload(1, all);
-    return Back(inner_->AllGather(from, to, timeout), 1, all);
+    return Back(OnGpu().AllGather(from, to, timeout), timeout, 1, all);
   }
   absl::Status Broadcast(std::span<std::byte> data, int root, Duration timeout) override {
     const std::span<std::byte> on_gpu = gpu_->Upload(0, data);
-    return Back(inner_->Broadcast(on_gpu, root, timeout), 0, data);
+    return Back(OnGpu().Broadcast(on_gpu, root, timeout), timeout, 0, data);
   }
   absl::Status AllToAllV(std::span<const std::byte> send, std::span<const size_t> send_bytes,
                          std::span<std::byte> recv, std::span<const size_t> recv_bytes,
                          Duration timeout) override {
     const std::span<std::byte> from = gpu_->Upload(0, send), to = gpu_->Upload(1, recv);
-    return Back(inner_->AllToAllV(from, send_bytes, to, recv_bytes, timeout), 1, recv);
+    return Back(OnGpu().AllToAllV(from, send_bytes, to, recv_bytes, timeout), timeout, 1, recv);
   }
 
  private:
-  absl::Status Back(const absl::Status& status, size_t slot, std::span<std::byte> host) {
+  DeviceCalls& OnGpu() { return *inner_->ForDevice(); }
+  absl::Status Back(absl::Status status, Duration timeout, size_t slot, std::span<std::byte> host) {
+    if (status.ok()) status = OnGpu().Settle(timeout);
     if (status.ok() && !host.empty()) gpu_->Download(slot, host);
     return status;
   }
@@ -150,10 +152,15 @@ inline cudaError_t SumByKernel(ReduceType type, std::span<const std::byte* const
 
 class NcclGroupFabric : public GroupFabric {
  public:
-  explicit NcclGroupFabric(int gpus) : gpus_(gpus) {}
+  // Ranks have GPUs 0 .. gpus - 1 in turn. Not `staged`, their groups are as a worker's: for the
+  // host's memory, and ForDevice for that of their GPUs.
+  explicit NcclGroupFabric(int gpus, bool staged = true) : gpus_(gpus), staged_(staged) {}
+  // Of the last NewRendezvous.
+  const TestGpu& gpu(int rank) const { return *made_[static_cast<size_t>(rank)]; }
   std::vector<std::unique_ptr<Rendezvous>> NewRendezvous(int ranks, bool knows_all) override {
     std::vector<std::unique_ptr<TcpRendezvous>> made;
-    std::vector<std::shared_ptr<TestGpu>> gpus;
+    std::vector<std::shared_ptr<TestGpu>>& gpus = made_;
+    gpus.clear();
     std::vector<std::string> addresses;
     for (int rank = 0; rank < ranks; ++rank) {
       gpus.push_back(std::make_shared<TestGpu>(rank % gpus_));
@@ -169,13 +176,19 @@ class NcclGroupFabric : public GroupFabric {
     std::vector<std::unique_ptr<Rendezvous>> out;
     for (size_t rank = 0; rank < made.size(); ++rank) {
       made[rank]->SetAddresses(addresses);
-      out.push_back(std::make_unique<StagedRendezvous>(std::move(made[rank]), gpus[rank]));
+      if (staged_) {
+        out.push_back(std::make_unique<StagedRendezvous>(std::move(made[rank]), gpus[rank]));
+      } else {
+        out.push_back(std::move(made[rank]));
+      }
     }
     return out;
   }
 
  private:
   const int gpus_;
+  const bool staged_;
+  std::vector<std::shared_ptr<TestGpu>> made_;  // [ranks]
 };
 
 }  // namespace baton::transport

@@ -49,6 +49,8 @@ class FaultyCollectives final : public Collectives {
   // From now on as after a drop.
   void Drop() { is_dropped_ = true; }
 
+  // Unharmed: faults meet the calls on the host's memory.
+  DeviceCalls* ForDevice() override { return inner_->ForDevice(); }
   int world_size() const override { return inner_->world_size(); }
   int rank() const override { return inner_->rank(); }
   absl::Status AllReduceSum(std::span<std::byte> data, ReduceType type, Duration timeout) override;

@@ -21,8 +21,8 @@ class BufferOps {
   virtual absl::Status Copy(std::span<std::byte> to, std::span<const std::byte> from) = 0;
   virtual absl::Status Zero(std::span<std::byte> to) = 0;
   // out = terms[0] + terms[1] + ... in float32, in this order, rounded once to the element type
-  // (to nearest, ties to even). Each term is as long as `out`, which may be one of them. Done on
-  // return.
+  // (to nearest, ties to even). Each term is as long as `out`, which may be one of them. Ordered as
+  // Copy.
   virtual absl::Status Sum(ReduceType type, std::span<const std::byte* const> terms,
                            std::span<std::byte> out) = 0;
   // The same memory again and again, grown where it is too small.

@@ -64,6 +64,20 @@ struct CallLimit {
 using SendSpan = std::span<const std::byte>;
 using RecvSpan = std::span<std::byte>;
 
+class Exchange;
+
+// What an exchange of a GPU's memory has in addition. Its Run returns when the call has its place
+// in the queue of the GPU's work.
+class DeviceExchange {
+ public:
+  virtual ~DeviceExchange() = default;
+  // The exchange of the host's memory among the same ranks, in one order of calls with it.
+  virtual Exchange& OnHost() = 0;
+  // As in DeviceCalls.
+  virtual absl::Status Settle(const CallLimit& limit) = 0;
+  virtual void TrustSizes(bool trusted) = 0;
+};
+
 class Exchange {
  public:
   virtual ~Exchange() = default;
@@ -84,6 +98,9 @@ class Exchange {
   virtual void MoveOn() = 0;
 
   virtual GroupState& state() = 0;
+
+  // Itself, where it is one of a GPU's memory.
+  virtual DeviceExchange* device() { return nullptr; }
 
   // Once: what works on buffers of the kind that Run takes. Does not outlive the exchange.
   virtual std::unique_ptr<BufferOps> TakeBuffers() { return MakeHostBuffers(); }

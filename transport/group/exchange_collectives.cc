@@ -19,13 +19,15 @@ constexpr size_t kSliceAlignBytes = 64;
 class ExchangeCollectives final : public Collectives {
  public:
   ExchangeCollectives(const GroupOptions& options, uint64_t generation,
-                      std::unique_ptr<Exchange> exchange, std::unique_ptr<BufferOps> buffers,
-                      std::shared_ptr<Clock> clock)
+                      std::shared_ptr<Exchange> exchange, std::unique_ptr<BufferOps> buffers,
+                      std::shared_ptr<Clock> clock,
+                      std::unique_ptr<DeviceCalls> of_device = nullptr)
       : options_(options),
         clock_(std::move(clock)),
         generation_(generation),
         exchange_(std::move(exchange)),
         buffers_(std::move(buffers)),
+        of_device_(std::move(of_device)),
         send_(static_cast<size_t>(options.world_size)),
         recv_(static_cast<size_t>(options.world_size)) {
     for (int rank = 0; rank < options.world_size; ++rank) {
@@ -33,6 +35,7 @@ class ExchangeCollectives final : public Collectives {
     }
   }
 
+  DeviceCalls* ForDevice() override { return of_device_.get(); }
   int world_size() const override { return options_.world_size; }
   int rank() const override { return options_.rank; }
   bool is_present(int rank) const override { return !IsAbsent(options_, rank); }
@@ -105,8 +108,9 @@ class ExchangeCollectives final : public Collectives {
   const GroupOptions options_;
   const std::shared_ptr<Clock> clock_;
   const uint64_t generation_;
-  const std::unique_ptr<Exchange> exchange_;
+  const std::shared_ptr<Exchange> exchange_;
   const std::unique_ptr<BufferOps> buffers_;
+  const std::unique_ptr<DeviceCalls> of_device_;
   std::vector<int> present_;
   std::vector<SendSpan> send_;  // of the exchange at hand, by rank
   std::vector<RecvSpan> recv_;
@@ -266,6 +270,39 @@ absl::Status ExchangeCollectives::AllToAllV(std::span<const std::byte> send,
   return Run({.kind = CallKind::kAllToAllV}, Limit(timeout));
 }
 
+// The calls of an exchange of a GPU's memory.
+class ExchangeDeviceCalls final : public DeviceCalls {
+ public:
+  ExchangeDeviceCalls(std::unique_ptr<ExchangeCollectives> calls, DeviceExchange* exchange,
+                      std::shared_ptr<Clock> clock)
+      : calls_(std::move(calls)), exchange_(*exchange), clock_(std::move(clock)) {}
+
+  absl::Status AllReduceSum(std::span<std::byte> data, ReduceType type, Duration timeout) override {
+    return calls_->AllReduceSum(data, type, timeout);
+  }
+  absl::Status AllGather(std::span<const std::byte> mine, std::span<std::byte> all,
+                         Duration timeout) override {
+    return calls_->AllGather(mine, all, timeout);
+  }
+  absl::Status Broadcast(std::span<std::byte> data, int root, Duration timeout) override {
+    return calls_->Broadcast(data, root, timeout);
+  }
+  absl::Status AllToAllV(std::span<const std::byte> send, std::span<const size_t> send_bytes,
+                         std::span<std::byte> recv, std::span<const size_t> recv_bytes,
+                         Duration timeout) override {
+    return calls_->AllToAllV(send, send_bytes, recv, recv_bytes, timeout);
+  }
+  absl::Status Settle(Duration timeout) override {
+    return exchange_.Settle({clock_->Now() + timeout, timeout});
+  }
+  void TrustSizes(bool trusted) override { exchange_.TrustSizes(trusted); }
+
+ private:
+  const std::unique_ptr<ExchangeCollectives> calls_;
+  DeviceExchange& exchange_;
+  const std::shared_ptr<Clock> clock_;
+};
+
 }  // namespace
 
 std::unique_ptr<Collectives> MakeExchangeCollectives(const GroupOptions& options,
@@ -273,8 +310,16 @@ std::unique_ptr<Collectives> MakeExchangeCollectives(const GroupOptions& options
                                                      std::unique_ptr<Exchange> exchange,
                                                      std::shared_ptr<Clock> clock) {
   std::unique_ptr<BufferOps> buffers = exchange->TakeBuffers();
-  return std::make_unique<ExchangeCollectives>(options, generation, std::move(exchange),
-                                               std::move(buffers), std::move(clock));
+  DeviceExchange* const device = exchange->device();
+  std::shared_ptr<Exchange> shared = std::move(exchange);
+  auto calls =
+      std::make_unique<ExchangeCollectives>(options, generation, shared, std::move(buffers), clock);
+  if (device == nullptr) return calls;
+  Exchange& host = device->OnHost();
+  auto of_device = std::make_unique<ExchangeDeviceCalls>(std::move(calls), device, clock);
+  return std::make_unique<ExchangeCollectives>(options, generation,
+                                               std::shared_ptr<Exchange>(std::move(shared), &host),
+                                               host.TakeBuffers(), clock, std::move(of_device));
 }
 
 }  // namespace baton::transport

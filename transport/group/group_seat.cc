@@ -52,6 +52,47 @@ absl::Status GroupSeat::Barrier(Duration timeout) {
   return g != nullptr ? g->Barrier(timeout) : health();
 }
 
+DeviceCalls* GroupSeat::ForDevice() {
+  const auto g = group();
+  return g != nullptr && g->ForDevice() != nullptr ? &of_device_ : nullptr;
+}
+
+template <typename Call>
+absl::Status GroupSeat::OfDevice::OnGroup(const Call& call) {
+  const auto g = seat_.group();
+  if (g == nullptr) return seat_.health();
+  DeviceCalls* const calls = g->ForDevice();
+  return calls != nullptr ? call(*calls) : absl::InternalError("the group has no GPUs");
+}
+absl::Status GroupSeat::OfDevice::AllReduceSum(std::span<std::byte> data, ReduceType type,
+                                               Duration timeout) {
+  return OnGroup([&](DeviceCalls& calls) { return calls.AllReduceSum(data, type, timeout); });
+}
+absl::Status GroupSeat::OfDevice::AllGather(std::span<const std::byte> mine,
+                                            std::span<std::byte> all, Duration timeout) {
+  return OnGroup([&](DeviceCalls& calls) { return calls.AllGather(mine, all, timeout); });
+}
+absl::Status GroupSeat::OfDevice::Broadcast(std::span<std::byte> data, int root, Duration timeout) {
+  return OnGroup([&](DeviceCalls& calls) { return calls.Broadcast(data, root, timeout); });
+}
+absl::Status GroupSeat::OfDevice::AllToAllV(std::span<const std::byte> send,
+                                            std::span<const size_t> send_bytes,
+                                            std::span<std::byte> recv,
+                                            std::span<const size_t> recv_bytes, Duration timeout) {
+  return OnGroup([&](DeviceCalls& calls) {
+    return calls.AllToAllV(send, send_bytes, recv, recv_bytes, timeout);
+  });
+}
+absl::Status GroupSeat::OfDevice::Settle(Duration timeout) {
+  return OnGroup([&](DeviceCalls& calls) { return calls.Settle(timeout); });
+}
+void GroupSeat::OfDevice::TrustSizes(bool trusted) {
+  (void)OnGroup([&](DeviceCalls& calls) {
+    calls.TrustSizes(trusted);
+    return absl::OkStatus();
+  });
+}
+
 bool GroupSeat::is_present(int rank) const {
   const auto g = group();
   return g != nullptr ? g->is_present(rank) : rank == rank_;

@@ -32,6 +32,8 @@ class GroupSeat final : public Collectives {
   void Leave();
   bool taken() const { return group() != nullptr; }
 
+  // Of the group that is taken at a call.
+  DeviceCalls* ForDevice() override;
   int world_size() const override { return world_size_; }
   int rank() const override { return rank_; }
   absl::Status AllReduceSum(std::span<std::byte> data, ReduceType type, Duration timeout) override;
@@ -54,6 +56,28 @@ class GroupSeat final : public Collectives {
   bool PeerWaits() const override;
 
  private:
+  class OfDevice final : public DeviceCalls {
+   public:
+    explicit OfDevice(GroupSeat& seat) : seat_(seat) {}
+    absl::Status AllReduceSum(std::span<std::byte> data, ReduceType type,
+                              Duration timeout) override;
+    absl::Status AllGather(std::span<const std::byte> mine, std::span<std::byte> all,
+                           Duration timeout) override;
+    absl::Status Broadcast(std::span<std::byte> data, int root, Duration timeout) override;
+    absl::Status AllToAllV(std::span<const std::byte> send, std::span<const size_t> send_bytes,
+                           std::span<std::byte> recv, std::span<const size_t> recv_bytes,
+                           Duration timeout) override;
+    absl::Status Settle(Duration timeout) override;
+    void TrustSizes(bool trusted) override;
+
+   private:
+    // Runs `call` on the group's calls for the device, if there are any.
+    template <typename Call>
+    absl::Status OnGroup(const Call& call);
+
+    GroupSeat& seat_;
+  };
+
   std::shared_ptr<Collectives> group() const {
     std::lock_guard<std::mutex> lock(mutex_);
     return group_;
@@ -61,6 +85,7 @@ class GroupSeat final : public Collectives {
 
   const int world_size_;
   const int rank_;
+  OfDevice of_device_{*this};
   mutable std::mutex mutex_;
   std::function<void()> wakeup_;        // guarded by mutex_
   std::shared_ptr<Collectives> group_;  // guarded by mutex_; null: none

@@ -38,8 +38,7 @@ class CudaBuffers final : public BufferOps {
                    std::span<std::byte> out) override {
     if (out.empty()) return absl::OkStatus();
     (void)cudaSetDevice(gpu_);
-    BATON_RETURN_IF_ERROR(RuntimeStatus(sum_(type, terms, out, stream_), "a sum on the GPU"));
-    return RuntimeStatus(cudaStreamSynchronize(stream_), "a sum on the GPU");
+    return RuntimeStatus(sum_(type, terms, out, stream_), "a sum on the GPU");
   }
   absl::StatusOr<std::span<std::byte>> Scratch(size_t bytes) override {
     if (bytes > bytes_) {

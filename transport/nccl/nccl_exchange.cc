@@ -20,6 +20,8 @@ constexpr Duration kSpin = Duration::Micros(200);
 constexpr int kSleepMs = 1;
 // The part of a call in which ranks that NCCL left waiting ask each other who is there.
 constexpr uint8_t kWhoIsThere = 255;
+// Added to the part of a call on a GPU's memory: ranks of which one means the host's have differed.
+constexpr uint8_t kOnDevice = 64;
 constexpr char kAddressFormat[] = "nccl1\n";
 
 }  // namespace
@@ -34,10 +36,15 @@ absl::StatusOr<std::unique_ptr<NcclExchange>> NcclExchange::Create(
 }
 
 NcclExchange::~NcclExchange() {
-  if (comm_ == nullptr) return;
   (void)cudaSetDevice(options_.gpu);
-  // Nothing is under way: a call that failed has aborted it.
-  (void)ncclCommDestroy(comm_);
+  if (comm_ != nullptr) {
+    // What is under way may wait for a rank that is lost.
+    if (state().broken()) AbortCommunicator();
+    if (comm_ != nullptr) (void)ncclCommDestroy(comm_);
+  }
+  for (const cudaEvent_t end : ends_) {
+    if (end != nullptr) (void)cudaEventDestroy(end);
+  }
 }
 
 // In front of the other exchange's address this rank's unique id, of which one will be used.
@@ -68,6 +75,10 @@ absl::Status NcclExchange::Connect(int rank, Formed formed, Tick deadline) {
   theirs_.resize(comm_rank_.size());
   BATON_RETURN_IF_ERROR(agreement_->Connect(rank, std::move(formed), deadline));
   BATON_RETURN_IF_ERROR(RuntimeStatus(cudaSetDevice(options_.gpu), "cudaSetDevice"));
+  for (cudaEvent_t& end : ends_) {
+    BATON_RETURN_IF_ERROR(
+        RuntimeStatus(cudaEventCreateWithFlags(&end, cudaEventDisableTiming), "an event"));
+  }
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
   const ncclResult_t begun = ncclCommInitRankConfig(&comm_, static_cast<int>(present.size()), id,
@@ -108,12 +119,36 @@ absl::Status NcclExchange::Break(const std::string& what) {
 
 absl::Status NcclExchange::Run(const CallShape& shape, std::span<const SendSpan> send,
                                std::span<const RecvSpan> recv, const CallLimit& limit) {
-  absl::Status status = Agree(shape, send, recv, limit);
+  absl::Status status;
+  if (!trusted_) {
+    status = Agree(shape, send, recv, limit);
+  } else if (state().broken()) {
+    status = state().failure().status;
+  }
+  if (status.ok()) status = AwaitRoom(limit);
   if (status.ok()) status = Enqueue(send, recv);
-  if (status.ok()) status = AwaitLaunch(shape, limit);
-  if (status.ok()) status = AwaitStream(shape, limit);
+  if (status.ok()) status = AwaitLaunch(limit);
+  if (status.ok()) status = MarkEnd();
   if (!status.ok()) AbortCommunicator();
   return status;
+}
+
+absl::Status NcclExchange::Settle(const CallLimit& limit) {
+  (void)cudaSetDevice(options_.gpu);
+  const absl::Status status = Await([this] { return cudaStreamQuery(options_.stream); }, limit);
+  if (status.ok()) return status;
+  AbortCommunicator();
+  // What the abort has freed comes to its end.
+  (void)cudaStreamSynchronize(options_.stream);
+  return status;
+}
+
+// A call that begins when kMaxUnderWay others have not ended waits for the first of them.
+absl::Status NcclExchange::AwaitRoom(const CallLimit& limit) {
+  if (enqueued_ < kMaxUnderWay) return absl::OkStatus();
+  (void)cudaSetDevice(options_.gpu);
+  const cudaEvent_t end = ends_[enqueued_ % kMaxUnderWay];
+  return Await([end] { return cudaEventQuery(end); }, limit);
 }
 
 absl::Status NcclExchange::Agree(const CallShape& shape, std::span<const SendSpan> send,
@@ -125,7 +160,9 @@ absl::Status NcclExchange::Agree(const CallShape& shape, std::span<const SendSpa
     tell[rank] = std::as_bytes(std::span(&mine_[rank], 1));
     hear[rank] = std::as_writable_bytes(std::span(&theirs_[rank], 1));
   }
-  BATON_RETURN_IF_ERROR(agreement_->Run(shape, tell, hear, limit));
+  CallShape on_device = shape;
+  on_device.part += kOnDevice;
+  BATON_RETURN_IF_ERROR(agreement_->Run(on_device, tell, hear, limit));
   for (size_t rank = 0; rank < recv.size(); ++rank) {
     const bool is_peer = comm_rank_[rank] >= 0 && static_cast<int>(rank) != state().rank();
     if (!is_peer || theirs_[rank] == recv[rank].size()) continue;
@@ -162,7 +199,7 @@ absl::Status NcclExchange::Enqueue(std::span<const SendSpan> send, std::span<con
 
 // NCCL may still be giving the stream its work when a call has returned, on a thread of its own:
 // what is recorded or asked of the stream before it is through knows nothing of that work.
-absl::Status NcclExchange::AwaitLaunch(const CallShape& shape, const CallLimit& limit) {
+absl::Status NcclExchange::AwaitLaunch(const CallLimit& limit) {
   const uint64_t call = state().entered();
   while (true) {  // until the deadline
     ncclResult_t result = ncclSuccess;
@@ -170,25 +207,34 @@ absl::Status NcclExchange::AwaitLaunch(const CallShape& shape, const CallLimit& 
     if (result == ncclSuccess) return absl::OkStatus();
     if (state().BrokenFor(call)) return state().failure().status;
     // A peer's end shows here a moment before the reason comes from its host.
-    if (result != ncclInProgress || clock_->Now() >= limit.deadline) return Stalled(shape, limit);
+    if (result != ncclInProgress || clock_->Now() >= limit.deadline) return Stalled(limit);
     sched_yield();
   }
 }
 
-absl::Status NcclExchange::AwaitStream(const CallShape& shape, const CallLimit& limit) {
+absl::Status NcclExchange::MarkEnd() {
+  const absl::Status status = RuntimeStatus(
+      cudaEventRecord(ends_[enqueued_ % kMaxUnderWay], options_.stream), "cudaEventRecord");
+  if (!status.ok()) return Break(std::string(status.message()));
+  ++enqueued_;
+  return status;
+}
+
+template <typename Done>
+absl::Status NcclExchange::Await(const Done& done, const CallLimit& limit) {
   const Tick begun = clock_->Now();
   const uint64_t call = state().entered();
   while (true) {  // until the deadline
-    const cudaError_t done = cudaStreamQuery(options_.stream);
-    if (done == cudaSuccess) return absl::OkStatus();
-    if (done != cudaErrorNotReady) return Break(cudaGetErrorString(done));
+    const cudaError_t state_now = done();
+    if (state_now == cudaSuccess) return absl::OkStatus();
+    if (state_now != cudaErrorNotReady) return Break(cudaGetErrorString(state_now));
     if (state().BrokenFor(call)) return state().failure().status;
     ncclResult_t result = ncclSuccess;
-    (void)ncclCommGetAsyncError(comm_, &result);
+    if (comm_ != nullptr) (void)ncclCommGetAsyncError(comm_, &result);
     const absl::Status failure = NcclStatus(result, "NCCL");
     const Tick now = clock_->Now();
     // A peer's end shows here a moment before the reason comes from its host.
-    if (!failure.ok() || now >= limit.deadline) return Stalled(shape, limit);
+    if (!failure.ok() || now >= limit.deadline) return Stalled(limit);
     if (now - begun < kSpin) {
       sched_yield();
     } else {
@@ -197,16 +243,15 @@ absl::Status NcclExchange::AwaitStream(const CallShape& shape, const CallLimit& 
   }
 }
 
-absl::Status NcclExchange::Stalled(const CallShape& shape, const CallLimit& limit) {
+absl::Status NcclExchange::Stalled(const CallLimit& limit) {
   AbortCommunicator();
-  CallShape ask = shape;
-  ask.part = kWhoIsThere;
+  const CallShape ask{.kind = CallKind::kBarrier, .part = kWhoIsThere};
   const std::vector<SendSpan> nothing(comm_rank_.size());
   const std::vector<RecvSpan> no_answer(comm_rank_.size());
   const CallLimit soon{clock_->Now() + Duration::Nanos(limit.timeout.nanos() / 2), limit.timeout};
   BATON_RETURN_IF_ERROR(agreement_->Run(ask, nothing, no_answer, soon));
-  return Break(absl::StrCat("NCCL did not finish ", Describe(shape), " within ",
-                            limit.timeout.millis(), " ms, though every rank answers"));
+  return Break(absl::StrCat("NCCL did not finish within ", limit.timeout.millis(),
+                            " ms, though every rank answers"));
 }
 
 std::unique_ptr<BufferOps> NcclExchange::TakeBuffers() {

@@ -5,7 +5,9 @@
 // the ranks' hosts): ranks tell each other the size of what they are going to send. So deadlines,
 // dead ranks and calls that do not match are its business, and NCCL, which knows none of that, only
 // ever gets calls that fit. Then each pair's bytes travel as one ncclSend and one ncclRecv of one
-// group, on the stream that the rank's ops run on.
+// group, on the stream that the rank's ops run on. A call returns when it stands in the stream.
+// Only a few stand there at a time: with a lost rank the stream stops, and a host that gave it more
+// and more work would be stopped by the driver, which knows no deadline.
 //
 // When NCCL does not finish in time its communicator is aborted, and the ranks ask each other once
 // more through the other exchange, which names who does not answer.
@@ -13,6 +15,7 @@
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 
+#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -25,7 +28,7 @@
 
 namespace baton::transport {
 
-class NcclExchange final : public FormedExchange {
+class NcclExchange final : public FormedExchange, public DeviceExchange {
  public:
   static absl::StatusOr<std::unique_ptr<NcclExchange>> Create(
       const NcclGroupOptions& options, std::unique_ptr<FormedExchange> agreement,
@@ -46,8 +49,15 @@ class NcclExchange final : public FormedExchange {
   void MoveOn() override { agreement_->MoveOn(); }
   GroupState& state() override { return agreement_->state(); }
   std::unique_ptr<BufferOps> TakeBuffers() override;
+  DeviceExchange* device() override { return this; }
+
+  Exchange& OnHost() override { return *agreement_; }
+  absl::Status Settle(const CallLimit& limit) override;
+  void TrustSizes(bool trusted) override { trusted_ = trusted; }
 
  private:
+  static constexpr size_t kMaxUnderWay = 8;  // calls
+
   NcclExchange(const NcclGroupOptions& options, std::unique_ptr<FormedExchange> agreement,
                std::shared_ptr<Clock> clock)
       : options_(options), clock_(std::move(clock)), agreement_(std::move(agreement)) {}
@@ -56,9 +66,13 @@ class NcclExchange final : public FormedExchange {
   absl::Status Agree(const CallShape& shape, std::span<const SendSpan> send,
                      std::span<const RecvSpan> recv, const CallLimit& limit);
   absl::Status Enqueue(std::span<const SendSpan> send, std::span<const RecvSpan> recv);
-  absl::Status AwaitLaunch(const CallShape& shape, const CallLimit& limit);
-  absl::Status AwaitStream(const CallShape& shape, const CallLimit& limit);
-  absl::Status Stalled(const CallShape& shape, const CallLimit& limit);
+  absl::Status AwaitLaunch(const CallLimit& limit);
+  absl::Status MarkEnd();
+  // Until `done` (cudaSuccess or cudaErrorNotReady) is there.
+  template <typename Done>
+  absl::Status Await(const Done& done, const CallLimit& limit);
+  absl::Status AwaitRoom(const CallLimit& limit);
+  absl::Status Stalled(const CallLimit& limit);
   absl::Status AwaitCommunicator(Tick deadline);
   void AbortCommunicator();
   // Breaks the group: this rank's library has failed.
@@ -69,8 +83,11 @@ class NcclExchange final : public FormedExchange {
   const std::unique_ptr<FormedExchange> agreement_;
   ncclUniqueId id_ = {};
   ncclComm_t comm_ = nullptr;
-  std::vector<int> comm_rank_;           // by rank; -1: absent
-  std::vector<uint64_t> mine_, theirs_;  // bytes of the call at hand, by rank
+  bool trusted_ = false;
+  std::array<cudaEvent_t, kMaxUnderWay> ends_ = {};  // of the latest calls, in turn
+  uint64_t enqueued_ = 0;                            // calls
+  std::vector<int> comm_rank_;                       // by rank; -1: absent
+  std::vector<uint64_t> mine_, theirs_;              // bytes of the call at hand, by rank
 };
 
 }  // namespace baton::transport

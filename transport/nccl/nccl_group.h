@@ -1,9 +1,9 @@
 #ifndef BATON_TRANSPORT_NCCL_NCCL_GROUP_H_
 #define BATON_TRANSPORT_NCCL_NCCL_GROUP_H_
 
-// Groups of processes (group/tcp_rendezvous.h) whose buffers lie in GPUs' memory and travel by
-// NCCL. A Collectives of such a group takes memory of its rank's GPU; a call is ordered behind what
-// the stream was given before, and its results are there when it returns.
+// Groups of processes (group/tcp_rendezvous.h) that exchange data of their GPUs' memory as well, by
+// NCCL. A Collectives of such a group takes the host's memory, as any; its ForDevice() takes memory
+// of its rank's GPU, and its calls have their places in the stream.
 
 #include <cuda_runtime_api.h>
 
