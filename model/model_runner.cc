@@ -284,7 +284,8 @@ absl::StatusOr<std::unique_ptr<Runner>> CreateRunner(std::shared_ptr<const Loade
   std::unique_ptr<kernels::Device> mover;
   if (!device->host_memory()) {
     kernels::DeviceOptions beside = options.device;
-    beside.urgent = true;  // little work, for which a decode rank waits
+    beside.urgent = true;    // little work, for which a decode rank waits
+    beside.queue = nullptr;  // not behind calls that wait for other ranks
     beside.records = false;
     BATON_ASSIGN_OR_RETURN(mover, kernels::CreateDevice(beside));
   }
