@@ -136,11 +136,7 @@ class Operation {
     }
     if (!has_begun_) Begin(op);
     if (!comm_->Progress(sends_, receives_)) return false;
-    if (comm_->state() != NcclComm::State::kAborted) {
-      End(op);
-    } else {
-      EndAborted(op);
-    }
+    End(op, comm_->state() == NcclComm::State::kAborted);
     has_begun_ = false;
     comm_->Leave();
     return true;
@@ -200,15 +196,19 @@ class Operation {
     }
   }
 
-  void End(uint32_t op) {
-    for (size_t i = 0; i < calls_.size(); ++i) {
+  // Aborted, nobody can say what stands in the buffers: some of it may have come.
+  void End(uint32_t op, bool is_aborted) {
+    constexpr int kNoise = 0xA5;
+    for (size_t i = 0; i < buffers_.size(); ++i) {
       const Call& call = calls_[i];
       const Buffers& b = buffers_[i];
       if (b.received.empty()) continue;
       const bool gathers = call.kind == NcclCall::kAllGather;
       const size_t bytes = call.bytes * (gathers ? b.received.size() : 1);
       if (!Touch(op, call.recv, bytes, /*write=*/true, "a message")) return;
-      if (call.kind == NcclCall::kAllReduce || call.kind == NcclCall::kReduceScatter) {
+      if (is_aborted) {
+        std::memset(call.recv, kNoise, bytes);
+      } else if (call.kind == NcclCall::kAllReduce || call.kind == NcclCall::kReduceScatter) {
         if (!Reduce(call, b.received, call.recv, call.bytes)) {
           Refuse("a reduction of a data type that the emulation does not have");
           return;
@@ -219,21 +219,6 @@ class Operation {
                       call.bytes);
         }
       }
-      static const char host = 0;
-      CopyMarks(call.recv, &host, bytes);
-    }
-  }
-
-  // Nobody can say what stands in the buffers: some of it may have come.
-  void EndAborted(uint32_t op) {
-    constexpr int kNoise = 0xA5;
-    for (size_t i = 0; i < buffers_.size(); ++i) {
-      const Call& call = calls_[i];
-      if (buffers_[i].received.empty()) continue;
-      const bool gathers = call.kind == NcclCall::kAllGather;
-      const size_t bytes = call.bytes * (gathers ? buffers_[i].received.size() : 1);
-      if (!Touch(op, call.recv, bytes, /*write=*/true, "a message")) return;
-      std::memset(call.recv, kNoise, bytes);
       static const char host = 0;
       CopyMarks(call.recv, &host, bytes);
     }
