@@ -191,8 +191,8 @@ class KernelTest : public ::testing::TestWithParam<TestDevice> {
 };
 
 // Shares the cases of a test out over the emulated GPU's schedules, of which each runs every n-th
-// case, so that together they run each case under several schedules; other devices run all. An odd
-// n, for every other schedule has the race check.
+// case; other devices run all. With n odd and at most half of their number a case runs under two
+// schedules at least, one of them with the race check.
 class CaseShare {
  public:
   CaseShare(const TestDevice& device, uint64_t n)

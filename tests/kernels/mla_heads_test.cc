@@ -72,7 +72,7 @@ constexpr Types kTypes[] = {
 };
 
 TEST_P(MlaHeadsTest, MatchReference) {
-  CaseShare share(GetParam(), 11);
+  CaseShare share(GetParam(), 9);
   for (const Shape& shape : kHeadShapes) {
     for (const Types& types : kTypes) {
       for (const int64_t rows : {int64_t{1}, int64_t{18}, int64_t{65}}) {

@@ -39,7 +39,7 @@ class MlaPrefillTest : public KernelTest {
 };
 
 TEST_P(MlaPrefillTest, MatchesReference) {
-  CaseShare share(GetParam(), 13);
+  CaseShare share(GetParam(), 9);
   for (const Shape& shape : kPrefillShapes) {
     for (const DType act : {DType::kF32, DType::kBF16}) {
       for (const DType weight : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
