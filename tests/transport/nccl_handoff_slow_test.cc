@@ -7,7 +7,9 @@
 #include <unistd.h>
 
 #include "base/random.h"
+#include "base/thread.h"
 #include "tests/simt/options.h"
+#include "tests/transport/nccl_fabric.h"
 #include "tests/transport/nccl_kv_fabric.h"
 #include "tests/transport/test_peer.h"
 #include "transport/group/frame_socket.h"
@@ -161,6 +163,52 @@ TEST_F(NcclHandoff, AReceiverThatNeverPollsIsLost) {
   const TransferId again = a->Prepare(*deaf);
   ASSERT_TRUE(a->Post(again, ++id, 0, 1000).ok());
   ASSERT_TRUE(Poll({a.get(), deaf.get()}, [&] { return a->peer.Count(kSent, again) == 1; }));
+}
+
+// Two ranks that add up while each hands over to two receivers, and the receivers add up, too: what
+// stands in the streams of one GPU never waits for what cannot be launched on it.
+TEST_F(NcclHandoff, CollectivesAndHandoffsShareTheGpus) {
+  constexpr int kRanks = 4, kCalls = 40;
+  constexpr uint64_t kPosts = 60;
+  const auto launches = std::make_shared<std::mutex>();
+  NcclTransportOptions options = TestNcclOptions();
+  options.launches = launches;
+  std::vector<std::unique_ptr<Endpoint>> endpoints;  // on the GPUs of the ranks
+  std::vector<Endpoint*> all;
+  for (int rank = 0; rank < kRanks; ++rank) {
+    endpoints.push_back(Make(options));
+    all.push_back(endpoints.back().get());
+  }
+  NcclGroupFabric fabric(kGpus);
+  std::vector<std::unique_ptr<Rendezvous>> rendezvous = fabric.NewRendezvous(kRanks, /*knows_all=*/true);
+  const Thread collectives("collectives", [&] {
+    OnRanks(kRanks, [&](int rank) {
+      auto group = rendezvous[static_cast<size_t>(rank)]->Join(TestGroup(kRanks, rank)).value();
+      for (int call = 0; call < kCalls; ++call) {
+        std::vector<float> sum(50'000, static_cast<float>(rank + call));
+        ASSERT_TRUE(group
+                        ->AllReduceSum(std::as_writable_bytes(std::span(sum)), ReduceType::kF32,
+                                       Duration::Seconds(20))
+                        .ok());
+        EXPECT_EQ(sum.back(), static_cast<float>(kRanks * call + 6));
+      }
+    });
+  });
+  std::vector<TransferId> transfers;
+  for (size_t i = 0; i < 4; ++i) {
+    transfers.push_back(endpoints[i / 2]->Prepare(*endpoints[2 + i % 2]));
+  }
+  std::vector<uint64_t> posted(transfers.size(), 0);
+  const auto received = [&](size_t i) { return endpoints[i]->peer.Count(kReceived); };
+  EXPECT_TRUE(Poll(all, [&] {
+    for (size_t i = 0; i < transfers.size(); ++i) {
+      while (posted[i] < kPosts &&
+             endpoints[i / 2]->Post(transfers[i], posted[i], posted[i] * 100, 200'000).ok()) {
+        ++posted[i];
+      }
+    }
+    return received(2) == 2 * kPosts && received(3) == 2 * kPosts;
+  }));
 }
 
 TEST_F(NcclHandoff, TwoEndpointsOfOneGpuAreTold) {

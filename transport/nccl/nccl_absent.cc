@@ -7,8 +7,9 @@ namespace baton::transport {
 absl::StatusOr<std::unique_ptr<NcclTransport>> CreateNcclTransport(const NcclTransportOptions&,
                                                                    std::shared_ptr<Clock>) {
   return absl::FailedPreconditionError(
-      "handoff.transport: nccl needs a binary with the CUDA backend, which this one is without; "
-      "build the preset `cuda`, or set it to auto or ucx");
+      "this binary was built without the CUDA backend, which hand-offs over nccl belong to; build "
+      "the preset `cuda` (cmake --preset cuda && cmake --build --preset cuda), or set the backend "
+      "to cpu and handoff.transport to auto");
 }
 
 }  // namespace baton::transport

@@ -177,6 +177,8 @@ absl::Status NcclExchange::Agree(const CallShape& shape, std::span<const SendSpa
 absl::Status NcclExchange::Enqueue(std::span<const SendSpan> send, std::span<const RecvSpan> recv) {
   (void)cudaSetDevice(options_.gpu);  // existed when the group was formed
   if (comm_ == nullptr) return Break("its communicator is gone");
+  std::unique_lock<std::mutex> launches;
+  if (options_.launches != nullptr) launches = std::unique_lock(*options_.launches);
   absl::Status status = NcclStatus(ncclGroupStart(), "ncclGroupStart");
   for (size_t rank = 0; rank < send.size() && status.ok(); ++rank) {
     const int peer = comm_rank_[rank];
@@ -193,6 +195,7 @@ absl::Status NcclExchange::Enqueue(std::span<const SendSpan> send, std::span<con
     }
   }
   const absl::Status ended = NcclStatus(ncclGroupEnd(), "ncclGroupEnd");
+  if (launches.owns_lock()) launches.unlock();
   if (status.ok()) status = ended;
   return status.ok() ? status : Break(std::string(status.message()));
 }

@@ -9,6 +9,7 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <span>
 
 #include "absl/status/statusor.h"
@@ -27,6 +28,8 @@ struct NcclGroupOptions {
   int gpu = 0;                    // of this rank
   cudaStream_t stream = nullptr;  // that its ops run on; outlives the groups
   SumOnGpu sum;
+  // As NcclTransportOptions::launches: one for both, where the rank hands over by NCCL too.
+  std::shared_ptr<std::mutex> launches;
 };
 
 absl::StatusOr<std::unique_ptr<TcpRendezvous>> CreateNcclRendezvous(const NcclGroupOptions& options,
