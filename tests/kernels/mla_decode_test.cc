@@ -50,6 +50,18 @@ TEST_P(MlaDecodeTest, HeadsAreIndependentOfTheirNumber) {
   ExpectHeadsIndependent(kDecodeShapes[4], 70);
 }
 
+// Working memory decides how many rows are computed at a time, and nothing else.
+TEST_P(MlaDecodeTest, WorkingMemoryChangesNoBit) {
+  const auto frugal = FrugalDevice(GetParam());
+  for (const Shape& shape : {kDecodeShapes[0], kDecodeShapes[2]}) {
+    SCOPED_TRACE(Describe(shape));
+    const Cache cache = MakeCache(rng_, shape, {1, 0, 2}, {9, 3, 70});
+    const Queries queries = MakeQueries(shape, cache.rows, DType::kF32, DType::kBF16);
+    EXPECT_EQ(Run(*device_, cache, queries, DType::kF32).bytes(),
+              Run(*frugal, cache, queries, DType::kF32).bytes());
+  }
+}
+
 BATON_INSTANTIATE_KERNEL_TEST(MlaDecodeTest);
 
 }  // namespace
