@@ -65,6 +65,7 @@ set(BATON_NCCL_SOURCES
     ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_channel.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_engine.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_exchange.cc
+    ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_gpu_place.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_group.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_status.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_transport.cc

@@ -22,12 +22,14 @@
 #include "server/model_description.h"
 #include "server/router_server.h"
 #include "transport/collectives.h"
+#include "transport/gpu_place.h"
 #include "transport/kv_transport.h"
 
 namespace baton::server {
 
 // What one rank computes with and ships by.
 struct EmbeddedRank {
+  std::unique_ptr<transport::GpuPlace> place;  // of a rank of several on GPUs
   // Prefill's, and of an only decode rank that rounds rows; null: the only one.
   std::unique_ptr<transport::Collectives> collectives;
   std::unique_ptr<decode_worker::DecodeGroup> group;  // decode's; null: the only one

@@ -46,11 +46,9 @@ std::string Agreement(const Config& config, const std::string& model_hash,
 }
 
 // A rank listens for the others at its own address if it has one.
-absl::StatusOr<std::unique_ptr<transport::UcxRendezvous>> MeetingPlace(const Config& config,
-                                                                       RunnerRole role,
-                                                                       int32_t rank,
-                                                                       std::shared_ptr<Clock> clock,
-                                                                       const Log& log) {
+absl::StatusOr<std::unique_ptr<transport::TcpRendezvous>> MeetingPlace(
+    const Config& config, RunnerRole role, int32_t rank, transport::GpuPlace* place,
+    std::shared_ptr<Clock> clock, const Log& log) {
   const auto& addresses = AddressesOf(config, role);
   const v1::Ucx& network = config.handoff().ucx();
   transport::UcxGroupOptions options;
@@ -64,10 +62,61 @@ absl::StatusOr<std::unique_ptr<transport::UcxRendezvous>> MeetingPlace(const Con
     const std::string port = SplitHostPort(addresses[rank])->port;  // checked by the schema
     std::from_chars(port.data(), port.data() + port.size(), options.listen_port);
   }
+  if (place != nullptr) return place->NewRendezvous(options, std::move(clock));
   return transport::CreateUcxRendezvous(options, std::move(clock));
 }
 
 }  // namespace
+
+absl::StatusOr<std::unique_ptr<transport::GpuPlace>> GpuPlaceOfProcess(
+    const Config& config, RunnerRole role, int32_t rank, model::RunnerOptions& options) {
+  if (options.device.backend != kernels::BackendKind::kCuda || RanksOf(config, role) == 1) {
+    return nullptr;
+  }
+  BATON_ASSIGN_OR_RETURN(std::unique_ptr<transport::GpuPlace> place,
+                         transport::CreateGpuPlace(rank % std::max(1, transport::CountGpus())));
+  options.device.gpu = place->gpu();
+  options.device.queue = place->queue();
+  return place;
+}
+
+absl::StatusOr<std::vector<std::unique_ptr<transport::GpuPlace>>> GpuPlacesOfThreads(
+    const Config& config, RunnerRole role, const model::RunnerOptions& options) {
+  std::vector<std::unique_ptr<transport::GpuPlace>> places;
+  const int32_t ranks = RanksOf(config, role);
+  if (options.device.backend != kernels::BackendKind::kCuda || ranks == 1) return places;
+  const int32_t prefill_ranks = RanksOf(config, RunnerRole::kPrefill);
+  const bool apart = prefill_ranks + RanksOf(config, RunnerRole::kDecode) <= transport::CountGpus();
+  const int32_t first = role == RunnerRole::kDecode && apart ? prefill_ranks : 0;
+  for (int32_t rank = 0; rank < ranks; ++rank) {
+    BATON_ASSIGN_OR_RETURN(places.emplace_back(), transport::CreateGpuPlace(first + rank));
+  }
+  return places;
+}
+
+absl::StatusOr<std::vector<std::unique_ptr<transport::Rendezvous>>> MeetAsThreads(
+    int32_t ranks, std::span<const std::unique_ptr<transport::GpuPlace>> places,
+    std::shared_ptr<Clock> clock) {
+  std::vector<std::unique_ptr<transport::Rendezvous>> all;
+  if (places.empty()) {
+    transport::InprocGroups groups(std::move(clock));
+    for (int32_t rank = 0; rank < ranks; ++rank) all.push_back(groups.NewRendezvous());
+    return all;
+  }
+  std::vector<std::unique_ptr<transport::TcpRendezvous>> made;
+  std::vector<std::string> addresses;
+  transport::UcxGroupOptions options;
+  options.listen_ip = "127.0.0.1";
+  for (const auto& place : places) {
+    BATON_ASSIGN_OR_RETURN(made.emplace_back(), place->NewRendezvous(options, clock));
+    addresses.push_back(absl::StrCat(options.listen_ip, ":", made.back()->port()));
+  }
+  for (auto& rendezvous : made) {
+    rendezvous->SetAddresses(addresses);
+    all.push_back(std::move(rendezvous));
+  }
+  return all;
+}
 
 std::unique_ptr<transport::Collectives> GroupOfOne(const model::RunnerOptions& options) {
   if (options.group.dispatch == model::Dispatch::kActivations) return nullptr;
@@ -75,18 +124,20 @@ std::unique_ptr<transport::Collectives> GroupOfOne(const model::RunnerOptions& o
 }
 
 absl::StatusOr<std::vector<std::unique_ptr<transport::Collectives>>> FormThreadGroup(
-    const Config& config, RunnerRole role, std::shared_ptr<Clock> clock) {
+    const Config& config, RunnerRole role,
+    std::span<const std::unique_ptr<transport::GpuPlace>> places, std::shared_ptr<Clock> clock) {
   using Joined = absl::StatusOr<std::unique_ptr<transport::Collectives>>;
   const int32_t ranks = RanksOf(config, role);
   std::vector<std::unique_ptr<transport::Collectives>> group(static_cast<size_t>(ranks));
-  transport::InprocGroups groups(std::move(clock));
+  BATON_ASSIGN_OR_RETURN(const auto rendezvous, MeetAsThreads(ranks, places, std::move(clock)));
   std::vector<Joined> joined(group.size());
   {
     std::vector<Thread> threads;
     for (int32_t rank = 0; rank < ranks; ++rank) {
       threads.emplace_back("join-" + std::to_string(rank), [&, rank] {
-        joined[static_cast<size_t>(rank)] = groups.NewRendezvous()->Join(
-            {.group_id = RoleName(role), .world_size = ranks, .rank = rank});
+        const size_t at = static_cast<size_t>(rank);
+        joined[at] =
+            rendezvous[at]->Join({.group_id = RoleName(role), .world_size = ranks, .rank = rank});
       });
     }
   }
@@ -123,11 +174,11 @@ absl::StatusOr<int32_t> RankOfProcess(const Config& config, RunnerRole role,
 
 absl::StatusOr<std::unique_ptr<transport::Collectives>> JoinPrefillGroup(
     const Config& config, int32_t rank, const std::string& model_hash,
-    const model::RunnerOptions& options, std::shared_ptr<Clock> clock, TerminationSignals& signals,
-    const Log& log) {
+    const model::RunnerOptions& options, transport::GpuPlace* place, std::shared_ptr<Clock> clock,
+    TerminationSignals& signals, const Log& log) {
   constexpr RunnerRole role = RunnerRole::kPrefill;
-  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<transport::UcxRendezvous> rendezvous,
-                         MeetingPlace(config, role, rank, clock, log));
+  BATON_ASSIGN_OR_RETURN(const std::unique_ptr<transport::TcpRendezvous> rendezvous,
+                         MeetingPlace(config, role, rank, place, clock, log));
   transport::GroupOptions group{.group_id = RoleName(role),
                                 .world_size = RanksOf(config, role),
                                 .rank = rank,
@@ -208,17 +259,18 @@ decode_worker::ExpertGroupOptions ExpertGroupOptionsFor(const Config& config,
   return options;
 }
 
-std::vector<std::unique_ptr<decode_worker::DecodeGroup>> DecodeThreadGroup(
-    const Config& config, const ModelDescription& model, std::shared_ptr<Clock> clock) {
+absl::StatusOr<std::vector<std::unique_ptr<decode_worker::DecodeGroup>>> DecodeThreadGroup(
+    const Config& config, const ModelDescription& model,
+    std::span<const std::unique_ptr<transport::GpuPlace>> places, std::shared_ptr<Clock> clock) {
   const int32_t ranks = RanksOf(config, RunnerRole::kDecode);
   std::vector<std::unique_ptr<decode_worker::DecodeGroup>> group(static_cast<size_t>(ranks));
   if (ranks == 1) return group;
-  transport::InprocGroups groups(std::move(clock));
+  BATON_ASSIGN_OR_RETURN(auto rendezvous, MeetAsThreads(ranks, places, std::move(clock)));
   for (int32_t rank = 0; rank < ranks; ++rank) {
     auto& own = group[static_cast<size_t>(rank)];
     own = std::make_unique<decode_worker::DecodeGroup>();
     own->seat = std::make_unique<transport::GroupSeat>(ranks, rank);
-    own->rendezvous = groups.NewRendezvous();
+    own->rendezvous = std::move(rendezvous[static_cast<size_t>(rank)]);
     own->options = ExpertGroupOptionsFor(config, model, rank);
   }
   return group;
@@ -226,11 +278,12 @@ std::vector<std::unique_ptr<decode_worker::DecodeGroup>> DecodeThreadGroup(
 
 absl::StatusOr<std::unique_ptr<decode_worker::DecodeGroup>> DecodeProcessGroup(
     const Config& config, const ModelDescription& model, int32_t rank,
-    const model::RunnerOptions& options, std::shared_ptr<Clock> clock, const Log& log) {
+    const model::RunnerOptions& options, transport::GpuPlace* place, std::shared_ptr<Clock> clock,
+    const Log& log) {
   auto group = std::make_unique<decode_worker::DecodeGroup>();
   group->seat = std::make_unique<transport::GroupSeat>(RanksOf(config, RunnerRole::kDecode), rank);
-  BATON_ASSIGN_OR_RETURN(group->rendezvous,
-                         MeetingPlace(config, RunnerRole::kDecode, rank, std::move(clock), log));
+  BATON_ASSIGN_OR_RETURN(group->rendezvous, MeetingPlace(config, RunnerRole::kDecode, rank, place,
+                                                         std::move(clock), log));
   group->options = ExpertGroupOptionsFor(config, model, rank);
   group->options.group.model_hash = Agreement(config, model.hash, options);
   group->options.form_timeout = Duration::Millis(config.group().join_timeout_ms());

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,8 @@
 #include "server/model_description.h"
 #include "server/termination.h"
 #include "transport/collectives.h"
+#include "transport/gpu_place.h"
+#include "transport/group/group.h"
 
 namespace baton::server {
 
@@ -27,9 +30,24 @@ namespace baton::server {
 // experts.
 std::unique_ptr<transport::Collectives> GroupOfOne(const model::RunnerOptions& options);
 
+// A worker's ranks on GPUs have a GPU each, of those that the process sees: rank r of processes the
+// r-th, modulo their number, so that hosts with equally many need no further word; ranks that are
+// threads the first ones, and a decode worker's those behind the prefill worker's where there are
+// as many. Null, or empty, where the backend is none of GPUs and for a worker of one rank.
+absl::StatusOr<std::unique_ptr<transport::GpuPlace>> GpuPlaceOfProcess(
+    const Config& config, RunnerRole role, int32_t rank, model::RunnerOptions& options);
+absl::StatusOr<std::vector<std::unique_ptr<transport::GpuPlace>>> GpuPlacesOfThreads(
+    const Config& config, RunnerRole role, const model::RunnerOptions& options);
+
+// How ranks that are threads of this process meet, in their order, each at its place if it has one.
+absl::StatusOr<std::vector<std::unique_ptr<transport::Rendezvous>>> MeetAsThreads(
+    int32_t ranks, std::span<const std::unique_ptr<transport::GpuPlace>> places,
+    std::shared_ptr<Clock> clock);
+
 // A group whose ranks are threads of this process: one handle for each rank, in their order.
 absl::StatusOr<std::vector<std::unique_ptr<transport::Collectives>>> FormThreadGroup(
-    const Config& config, RunnerRole role, std::shared_ptr<Clock> clock);
+    const Config& config, RunnerRole role,
+    std::span<const std::unique_ptr<transport::GpuPlace>> places, std::shared_ptr<Clock> clock);
 
 // This process's rank: <role>.rank or, where that is -1, the number that ends the host's name, as
 // StatefulSets name their pods ("baton-decode-3"). 0 for a worker of one rank. INVALID_ARGUMENT,
@@ -42,8 +60,8 @@ absl::StatusOr<int32_t> RankOfProcess(const Config& config, RunnerRole role,
 // DEADLINE_EXCEEDED after group.join_timeout_ms.
 absl::StatusOr<std::unique_ptr<transport::Collectives>> JoinPrefillGroup(
     const Config& config, int32_t rank, const std::string& model_hash,
-    const model::RunnerOptions& options, std::shared_ptr<Clock> clock, TerminationSignals& signals,
-    const Log& log);
+    const model::RunnerOptions& options, transport::GpuPlace* place, std::shared_ptr<Clock> clock,
+    TerminationSignals& signals, const Log& log);
 
 // Knows whether the passes of a rank have paused. A rank that has drained still takes part in the
 // others' passes: it leaves in a pause, which is when they have drained too, or have nothing to do.
@@ -68,15 +86,17 @@ class PassWatch {
 
 // What the ranks of a decode worker in this process need in order to find each other on their own
 // threads: one for each rank, less metrics. Null for a worker of one rank.
-std::vector<std::unique_ptr<decode_worker::DecodeGroup>> DecodeThreadGroup(
-    const Config& config, const ModelDescription& model, std::shared_ptr<Clock> clock);
+absl::StatusOr<std::vector<std::unique_ptr<decode_worker::DecodeGroup>>> DecodeThreadGroup(
+    const Config& config, const ModelDescription& model,
+    std::span<const std::unique_ptr<transport::GpuPlace>> places, std::shared_ptr<Clock> clock);
 
 // The same for a decode rank whose group's other ranks are processes, each with these `options`.
 // INVALID_ARGUMENT, FAILED_PRECONDITION with the fix when this rank cannot be where it is to be
 // met.
 absl::StatusOr<std::unique_ptr<decode_worker::DecodeGroup>> DecodeProcessGroup(
     const Config& config, const ModelDescription& model, int32_t rank,
-    const model::RunnerOptions& options, std::shared_ptr<Clock> clock, const Log& log);
+    const model::RunnerOptions& options, transport::GpuPlace* place, std::shared_ptr<Clock> clock,
+    const Log& log);
 
 // The section decode.rebalance, and what else a decode rank's group needs to know.
 decode_worker::ExpertGroupOptions ExpertGroupOptionsFor(const Config& config,

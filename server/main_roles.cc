@@ -41,7 +41,8 @@ absl::StatusOr<std::vector<EmbeddedRank>> MakeRanks(const Config& config, Runner
                                                     transport::InprocFabric& fabric) {
   if (config.handoff().transport() == "nccl") {
     return absl::InvalidArgumentError(
-        "handoff.transport: nccl connects different GPUs, and serve has both workers on one; set it "
+        "handoff.transport: nccl connects different GPUs, and serve has both workers on one; set "
+        "it "
         "to auto, or run prefill and decode as processes");
   }
   // Both ends are here, so nobody else needs to reach them; one port cannot serve all.
@@ -51,18 +52,24 @@ absl::StatusOr<std::vector<EmbeddedRank>> MakeRanks(const Config& config, Runner
   BATON_ASSIGN_OR_RETURN(model::RunnerOptions options,
                          RunnerOptionsFor(config, role, *files.model));
   std::vector<EmbeddedRank> ranks(static_cast<size_t>(RanksOf(config, role)));
+  BATON_ASSIGN_OR_RETURN(auto places, GpuPlacesOfThreads(config, role, options));
   if (ranks.size() == 1) {
     ranks[0].collectives = GroupOfOne(options);
   } else if (role == RunnerRole::kPrefill) {
-    BATON_ASSIGN_OR_RETURN(auto group, FormThreadGroup(config, role, clock));
+    BATON_ASSIGN_OR_RETURN(auto group, FormThreadGroup(config, role, places, clock));
     for (size_t i = 0; i < ranks.size(); ++i) ranks[i].collectives = std::move(group[i]);
   } else {
-    auto group = DecodeThreadGroup(config, files.description, clock);
+    BATON_ASSIGN_OR_RETURN(auto group, DecodeThreadGroup(config, files.description, places, clock));
     for (size_t i = 0; i < ranks.size(); ++i) ranks[i].group = std::move(group[i]);
   }
   for (size_t i = 0; i < ranks.size(); ++i) {
     options.group.collectives = ranks[i].collectives.get();
     options.group.overlap_rows = 0;
+    if (!places.empty()) {
+      ranks[i].place = std::move(places[i]);
+      options.device.gpu = ranks[i].place->gpu();
+      options.device.queue = ranks[i].place->queue();
+    }
     if (ranks[i].group != nullptr) {
       options.group.collectives = ranks[i].group->seat.get();
       options.group.stepped = true;
@@ -197,6 +204,7 @@ absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole rol
   WorkerParts parts;
   BATON_ASSIGN_OR_RETURN(parts.rank, RankOfProcess(config, role, HostName()));
   BATON_ASSIGN_OR_RETURN(parts.options, RunnerOptionsFor(config, role, *files.model));
+  BATON_ASSIGN_OR_RETURN(parts.place, GpuPlaceOfProcess(config, role, parts.rank, parts.options));
   BATON_ASSIGN_OR_RETURN(parts.transport, MakeProcessTransport(config, role, parts.options.device,
                                                                address, clock, log));
   model::RankGroup& group = parts.options.group;
@@ -205,10 +213,11 @@ absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole rol
   } else if (role == RunnerRole::kPrefill) {
     BATON_ASSIGN_OR_RETURN(parts.collectives,
                            JoinPrefillGroup(config, parts.rank, files.description.hash,
-                                            parts.options, clock, signals, log));
+                                            parts.options, parts.place.get(), clock, signals, log));
   } else {
-    BATON_ASSIGN_OR_RETURN(parts.group, DecodeProcessGroup(config, files.description, parts.rank,
-                                                           parts.options, clock, log));
+    BATON_ASSIGN_OR_RETURN(parts.group,
+                           DecodeProcessGroup(config, files.description, parts.rank, parts.options,
+                                              parts.place.get(), clock, log));
   }
   group.stepped = parts.group != nullptr;
   group.collectives = group.stepped ? parts.group->seat.get() : parts.collectives.get();

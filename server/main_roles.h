@@ -28,6 +28,7 @@
 #include "server/router_server.h"
 #include "server/termination.h"
 #include "transport/collectives.h"
+#include "transport/gpu_place.h"
 #include "transport/kv_transport.h"
 #include "wire/worker.h"
 
@@ -59,6 +60,7 @@ MetricsOptions MetricsOptionsFor(const Config& config, const ModelDescription& m
 struct WorkerParts {
   int32_t rank = 0;
   model::RunnerOptions options;
+  std::unique_ptr<transport::GpuPlace> place;  // of a rank of several on GPUs
   // What the ranks compute with; both outlive the runner. Of a prefill group; of a worker of one
   // rank that rounds rows on their way to experts; else null.
   std::unique_ptr<transport::Collectives> collectives;

@@ -30,7 +30,9 @@ std::string AddressesOf(const Workers& workers, bool all_ranks) {
 
 }  // namespace
 
-Cluster::Cluster(const ClusterOptions& options) : worker_program_(options.worker_program) {
+Cluster::Cluster(const ClusterOptions& options)
+    : worker_program_(options.worker_program),
+      group_timeout_ms_(options.group_timeout_ms * kSanitizedTestScale) {
   const std::vector<std::string> prefill =
       With({"--model=" + options.prefill_model, "--prefill.address=127.0.0.1:0",
             "--prefill.threads=1", "--prefill.memory_mb=64"},
@@ -73,11 +75,10 @@ Cluster::Ranks Cluster::StartWorker(const std::string& role, size_t i, int ranks
     std::vector<std::string> arguments = With({role, "--http-port=127.0.0.1:0"}, flags);
     if (ranks > 1) {
       name += "." + std::to_string(rank);
-      arguments =
-          With(arguments, {"--" + role + ".ranks=" + std::to_string(ranks),
-                           "--" + role + ".rank=" + std::to_string(rank),
-                           "--" + role + ".group_addresses=" + meeting_places,
-                           "--group.timeout_ms=" + std::to_string(2000 * kSanitizedTestScale)});
+      arguments = With(arguments, {"--" + role + ".ranks=" + std::to_string(ranks),
+                                   "--" + role + ".rank=" + std::to_string(rank),
+                                   "--" + role + ".group_addresses=" + meeting_places,
+                                   "--group.timeout_ms=" + std::to_string(group_timeout_ms_)});
     }
     processes[rank] = std::make_unique<BatonProcess>(scratch_, name, arguments, worker_program_);
   }

@@ -24,6 +24,7 @@ struct ClusterOptions {
   std::vector<std::string> prefill_flags = {};
   std::vector<std::string> decode_flags = {};
   std::string prefill_model = kModel;
+  int group_timeout_ms = 2000;  // of workers of several ranks; more under sanitizers
   std::string worker_program = kBaton;
 };
 
@@ -59,6 +60,7 @@ class Cluster {
                     const std::vector<std::string>& flags);
 
   const std::string worker_program_;
+  const int group_timeout_ms_;
   ScratchDirectory scratch_;
   std::vector<Ranks> prefill_;
   std::vector<Ranks> decode_;

@@ -87,5 +87,20 @@ TEST(NcclHandoff, ThroughPinnedMemory) {
   EXPECT_GT(Metric(cluster.decode(), "baton_handoff_received_messages_total"), 0);
 }
 
+// Ranks as processes with a GPU each: prefill shares prompts by heads, decode its experts, and each
+// prefill rank hands over its share.
+TEST(NcclHandoff, GroupsOnGpusGiveTheTokensOfOneRank) {
+  const Tokens expected = Expected("The command prints");
+  ClusterOptions options = Emulated("auto", "gpu");
+  options.prefill_ranks = 2;
+  options.decode_ranks = 2;
+  options.group_timeout_ms = 60000;
+  options.decode_flags.push_back("--decode.redundant_experts=4");
+  Cluster cluster(options);
+  ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
+  EXPECT_EQ(TokensOf(*cluster.Connect(), Request("The command prints")), expected);
+  EXPECT_EQ(TokensOf(*cluster.Connect(), Request("The command prints")), expected);
+}
+
 }  // namespace
 }  // namespace baton::e2e

@@ -37,6 +37,7 @@ class CudaBuffers final : public BufferOps {
   absl::Status Sum(ReduceType type, std::span<const std::byte* const> terms,
                    std::span<std::byte> out) override {
     if (out.empty()) return absl::OkStatus();
+    if (!sum_) return absl::UnimplementedError("this group does not add up memory of GPUs");
     (void)cudaSetDevice(gpu_);
     return RuntimeStatus(sum_(type, terms, out, stream_), "a sum on the GPU");
   }

@@ -27,7 +27,7 @@ struct NcclGroupOptions {
   UcxGroupOptions hosts;
   int gpu = 0;                    // of this rank
   cudaStream_t stream = nullptr;  // that its ops run on; outlives the groups
-  SumOnGpu sum;
+  SumOnGpu sum;                   // empty: ForDevice()->AllReduceSum is UNIMPLEMENTED
   // As NcclTransportOptions::launches: one for both, where the rank hands over by NCCL too.
   std::shared_ptr<std::mutex> launches;
 };
