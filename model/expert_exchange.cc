@@ -101,6 +101,7 @@ absl::Status ExpertExchange::Finish() {
 // Blocks of fixed messages are those of the ranks that are present, one after the other.
 absl::Status ExpertExchange::NumberBlocks() {
   std::vector<int32_t> block_of;
+  block_of.reserve(send_bytes_.size());
   int32_t blocks = 0;
   for (int32_t rank = 0; rank < group_.ranks(); ++rank) {
     block_of.push_back(group_.collectives->is_present(rank) ? blocks++ : -1);
