@@ -42,8 +42,7 @@ absl::StatusOr<std::vector<EmbeddedRank>> MakeRanks(const Config& config, Runner
   if (config.handoff().transport() == "nccl") {
     return absl::InvalidArgumentError(
         "handoff.transport: nccl connects different GPUs, and serve has both workers on one; set "
-        "it "
-        "to auto, or run prefill and decode as processes");
+        "it to auto, or run prefill and decode as processes");
   }
   // Both ends are here, so nobody else needs to reach them; one port cannot serve all.
   Config local = config;
@@ -205,8 +204,14 @@ absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole rol
   BATON_ASSIGN_OR_RETURN(parts.rank, RankOfProcess(config, role, HostName()));
   BATON_ASSIGN_OR_RETURN(parts.options, RunnerOptionsFor(config, role, *files.model));
   BATON_ASSIGN_OR_RETURN(parts.place, GpuPlaceOfProcess(config, role, parts.rank, parts.options));
-  BATON_ASSIGN_OR_RETURN(parts.transport, MakeProcessTransport(config, role, parts.options.device,
-                                                               address, clock, log));
+  const auto make_transport = [&]() -> absl::Status {
+    BATON_ASSIGN_OR_RETURN(parts.transport, MakeProcessTransport(config, role, parts.options.device,
+                                                                 address, clock, log));
+    return absl::OkStatus();
+  };
+  // Early, as its mistakes are cheap to find; but what is wrong with a GPU its runner says best.
+  const bool on_gpu = parts.options.device.backend == kernels::BackendKind::kCuda;
+  if (!on_gpu) BATON_RETURN_IF_ERROR(make_transport());
   model::RankGroup& group = parts.options.group;
   if (RanksOf(config, role) == 1) {
     parts.collectives = GroupOfOne(parts.options);
@@ -222,6 +227,7 @@ absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole rol
   group.stepped = parts.group != nullptr;
   group.collectives = group.stepped ? parts.group->seat.get() : parts.collectives.get();
   BATON_ASSIGN_OR_RETURN(auto runner, model::CreateRunner(files.model, parts.options));
+  if (on_gpu) BATON_RETURN_IF_ERROR(make_transport());
   parts.passes = std::make_unique<PassWatch>(*clock);
   parts.runner = parts.passes->Watch(std::move(runner));
   return parts;
