@@ -25,6 +25,7 @@ set(BATON_CUDA_KERNELS
     ${CMAKE_SOURCE_DIR}/kernels/cuda/embed.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_bf16.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_f32.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_hopper.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/logits_mask.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/mla_decode.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/mla_decode_hopper.cu

@@ -52,6 +52,9 @@ struct DeviceOptions {
   int gpu = 0;            // cuda: which of the machine's, from 0 on
   void* queue = nullptr;  // cuda: the cudaStream_t of this GPU that ops stand in, where somebody
                           // else orders work behind them (NCCL); outlives the device. Null: its own
+  // cuda: use the kernels for Hopper's warpgroups, where the GPU is one; false: those of every GPU.
+  // Bits differ between the two.
+  bool warpgroups = true;
   bool blocking = false;  // cuda: an op has finished when it returns, with the error it met (for
                           // tests, and to find the op that fails)
   bool records = true;    // cuda: ops can be recorded (Device::BeginRecording); never if `blocking`

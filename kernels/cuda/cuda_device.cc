@@ -115,6 +115,7 @@ absl::StatusOr<std::unique_ptr<CudaState>> CudaState::Create(const DeviceOptions
   BATON_RETURN_IF_ERROR(attribute(&minor, cudaDevAttrComputeCapabilityMinor));
   BATON_RETURN_IF_ERROR(attribute(&state->processors_, cudaDevAttrMultiProcessorCount));
   state->architecture_ = major * 10 + minor;
+  state->warpgroups_ = options.warpgroups && state->architecture_ == 90;
   if (state->architecture_ < kOldestArchitecture) {
     return NoGpu(absl::StrCat("GPU ", options.gpu, " has compute capability ", major, ".", minor,
                               ", expected 8.9 (Ada), 9.0 (Hopper) or later"));

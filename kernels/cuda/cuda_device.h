@@ -29,6 +29,8 @@ class CudaState final : public DeviceState {
   int gpu() const { return gpu_; }
   // 89: Ada, 90: Hopper, 100: Blackwell.
   int architecture() const { return architecture_; }
+  // Whether kernels for Hopper's warpgroups may be used.
+  bool warpgroups() const { return warpgroups_; }
   // Number of SMs, for choosing grids; never part of what decides a sum's order.
   int processors() const { return processors_; }
   cudaStream_t stream() const { return stream_; }
@@ -82,6 +84,7 @@ class CudaState final : public DeviceState {
   bool blocking_ = false;
   bool records_ = false;
   bool recording_ = false;  // now
+  bool warpgroups_ = false;
   cudaStream_t stream_ = nullptr;
   bool owns_stream_ = false;
   struct Block {

@@ -210,6 +210,9 @@ BATON_DEVICE OperandByColumns ColumnsAt(const void* rows, int bytes);
 template <int kN>
 BATON_DEVICE void GroupMmaBf16(float (&d)[kN / 2], OperandByRows a, OperandByRows b, bool add);
 template <int kN>
+BATON_DEVICE void GroupMmaBf16(float (&d)[kN / 2], const uint32_t (&a)[4], OperandByRows b,
+                               bool add);
+template <int kN>
 BATON_DEVICE void GroupMmaBf16(float (&d)[kN / 2], const uint32_t (&a)[4], OperandByColumns b,
                                bool add);
 // The same with a 64x32 E4M3 and b 32xkN E4M3.
@@ -224,9 +227,10 @@ BATON_DEVICE void GroupMmaCommit();
 template <int kPending, typename... Registers>
 BATON_DEVICE void GroupMmaWait(Registers&... registers);
 
-// Each thread of this warpgroup has `kCount` registers from here on, a multiple of 8 from 24 to 240:
-// a block begins with the same number for all, and roles that need few leave theirs to the others.
-// GiveRegisters for fewer than before, TakeRegisters for more, which waits until they are there.
+// Each thread of this warpgroup has `kCount` registers from here on, a multiple of 8 from 24 to
+// 240: a block begins with the same number for all, and roles that need few leave theirs to the
+// others. GiveRegisters for fewer than before, TakeRegisters for more, which waits until they are
+// there.
 template <int kCount>
 BATON_DEVICE void GiveRegisters();
 template <int kCount>

@@ -40,6 +40,8 @@ struct GemmLaunch {
   int batch = 1;
   int64_t x_step = 0, w_step = 0, out_step = 0;
   int64_t w_begin = 0;  // row of w where the first begins
+  // The GPU is Hopper, and rows of every w begin at multiples of 16 bytes.
+  bool hopper = false;
 };
 
 // Multiply-adds of F32 values, for any type of x and w. Not on tensor cores: where either side is
@@ -49,10 +51,19 @@ cudaError_t LaunchGemmF32(const GemmLaunch& args, cudaStream_t stream);
 // BF16 x with BF16 or E4M3 weights on tensor cores.
 cudaError_t LaunchGemmBf16(const GemmLaunch& args, cudaStream_t stream);
 
-// The one of the two that fits.
+// The same by matrix instructions of warpgroups, on Hopper alone: x's rows begin at multiples of 16
+// bytes as well, and block scales are of 128 k.
+cudaError_t LaunchGemmHopper(const GemmLaunch& args, cudaStream_t stream);
+inline bool CanGemmHopper(const GemmLaunch& args) {
+  const auto x = reinterpret_cast<uintptr_t>(args.x.data);
+  return args.hopper && x % 16 == 0 && args.x.stride % 8 == 0 && args.x_step % 8 == 0 &&
+         (args.type == GemmType::kBf16 || args.block_k == 128);
+}
+
+// The one of the three that fits.
 inline cudaError_t LaunchGemm(const GemmLaunch& args, cudaStream_t stream) {
-  return args.x.bf16 && args.type != GemmType::kF32 ? LaunchGemmBf16(args, stream)
-                                                    : LaunchGemmF32(args, stream);
+  if (!args.x.bf16 || args.type == GemmType::kF32) return LaunchGemmF32(args, stream);
+  return CanGemmHopper(args) ? LaunchGemmHopper(args, stream) : LaunchGemmBf16(args, stream);
 }
 
 // Part of a table of weights, small enough to be a kernel's argument: unlike a copy from the host's

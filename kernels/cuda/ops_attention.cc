@@ -238,7 +238,7 @@ absl::Status MlaDecode(Device& device, const MlaDecodeArgs& args) {
                          .scale_log2 = args.softmax_scale * std::numbers::log2e_v<float>};
   launch.q_lat = HeadRows(args.q_lat);
   launch.q = HeadRows(args.q);
-  if (state.architecture() == 90 && CanMlaDecodeHopper(launch)) launch.long_split = kLongSplit;
+  if (state.warpgroups() && CanMlaDecodeHopper(launch)) launch.long_split = kLongSplit;
   BATON_ASSIGN_OR_RETURN(const int64_t piece,
                          PrepareDecode(state, rows, args.batch.page_table.dim(1), launch));
   for (int64_t row = 0; row < rows; row += piece) {

@@ -1,6 +1,7 @@
 // The host's side of Linear and GroupedLinear.
 
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
 #include "base/status_macros.h"
@@ -16,6 +17,14 @@ namespace {
 GemmEpilogue EpilogueOf(Epilogue epilogue) {
   if (epilogue == Epilogue::kSiluMul) return GemmEpilogue::kSiluMul;
   return epilogue == Epilogue::kAdd ? GemmEpilogue::kAdd : GemmEpilogue::kNone;
+}
+
+// Whether rows of the weight begin at multiples of 16 bytes; an absent one has none.
+bool IsAligned(const Weight& weight) {
+  if (weight.absent()) return true;
+  const auto data = reinterpret_cast<uintptr_t>(weight.w.data);
+  const auto row = static_cast<uintptr_t>(weight.w.strides[0]) * DTypeBytes(weight.w.dtype);
+  return (data | row) % 16 == 0;
 }
 
 // The weights of all groups in the GPU's memory, in the stream's order.
@@ -40,19 +49,21 @@ absl::StatusOr<const GemmWeight*> PlaceTable(CudaState& state, const GroupedLine
 
 absl::Status Linear(Device& device, const LinearArgs& args) {
   CudaState& state = CudaState::Begin(device);
-  return state.Finish(LaunchGemm({.x = RowsOf(args.x),
-                                  .w = GemmWeightOf(args.w),
-                                  .w2 = GemmWeightOf(args.w2),
-                                  .out = RowsOf(args.out),
-                                  .rows = static_cast<int>(args.out.dim(0)),
-                                  .n = static_cast<int>(args.out.dim(1)),
-                                  .k = static_cast<int>(args.x.dim(1)),
-                                  .block_n = args.w.block_n,
-                                  .block_k = args.w.block_k,
-                                  .type = GemmTypeOf(args.w.w.dtype),
-                                  .epilogue = EpilogueOf(args.epilogue)},
-                                 state.stream()),
-                      "linear");
+  return state.Finish(
+      LaunchGemm({.x = RowsOf(args.x),
+                  .w = GemmWeightOf(args.w),
+                  .w2 = GemmWeightOf(args.w2),
+                  .out = RowsOf(args.out),
+                  .rows = static_cast<int>(args.out.dim(0)),
+                  .n = static_cast<int>(args.out.dim(1)),
+                  .k = static_cast<int>(args.x.dim(1)),
+                  .block_n = args.w.block_n,
+                  .block_k = args.w.block_k,
+                  .type = GemmTypeOf(args.w.w.dtype),
+                  .epilogue = EpilogueOf(args.epilogue),
+                  .hopper = state.warpgroups() && IsAligned(args.w) && IsAligned(args.w2)},
+                 state.stream()),
+      "linear");
 }
 
 absl::Status GroupedLinear(Device& device, const GroupedLinearArgs& args) {
@@ -73,7 +84,9 @@ absl::Status GroupedLinear(Device& device, const GroupedLinearArgs& args) {
            .block_n = first.block_n,
            .block_k = first.block_k,
            .type = GemmTypeOf(first.w.dtype),
-           .epilogue = EpilogueOf(args.epilogue)},
+           .epilogue = EpilogueOf(args.epilogue),
+           .hopper = state.warpgroups() && std::all_of(args.w.begin(), args.w.end(), IsAligned) &&
+                     std::all_of(args.w2.begin(), args.w2.end(), IsAligned)},
           state.stream()),
       "grouped_linear");
 }

@@ -140,8 +140,11 @@ inline std::unique_ptr<Device> SplittingDevice(int threads, IsaLevel isa) {
 
 // The device of a test's parameter. Ops have finished when they return.
 inline std::unique_ptr<Device> MakeDevice(const TestDevice& which, int threads) {
-  auto device = CreateDevice(
-      {.backend = which.backend, .threads = threads, .max_isa = which.isa, .blocking = true});
+  auto device = CreateDevice({.backend = which.backend,
+                              .threads = threads,
+                              .max_isa = which.isa,
+                              .warpgroups = which.warpgroups,
+                              .blocking = true});
   BATON_CHECK(device.ok());
   return *std::move(device);
 }
@@ -150,6 +153,7 @@ inline std::unique_ptr<Device> SplittingDevice(int threads, const TestDevice& wh
                               .threads = threads,
                               .max_isa = which.isa,
                               .min_parallel_work = 0,
+                              .warpgroups = which.warpgroups,
                               .blocking = true});
   BATON_CHECK(device.ok());
   return *std::move(device);

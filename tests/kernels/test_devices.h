@@ -23,6 +23,7 @@ struct TestDevice {
   std::string name;                      // of a test's parameter
   uint64_t seed = 0;                     // of the emulation's schedule
   bool check_races = false;              // by the emulation
+  bool warpgroups = true;                // of a GPU: kernels for Hopper's
 };
 std::vector<TestDevice> TestDevices();
 inline void PrintTo(const TestDevice& device, std::ostream* out) { *out << device.name; }

@@ -1,5 +1,6 @@
 // The emulated GPU: every test under BATON_EMULATED_SCHEDULES (CMakeLists.txt) schedules, every
-// other one with the race check.
+// other one with the race check. Two of the first four and of the second four keep to the kernels
+// of every GPU.
 
 #include <cuda_runtime_api.h>
 
@@ -27,10 +28,13 @@ std::vector<TestDevice> TestDevices() {
   std::vector<TestDevice> devices;
   for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
     const bool races = seed % 2 == 0;
+    const bool warpgroups = seed > 8 || seed % 4 < 2;
     devices.push_back({.backend = BackendKind::kCuda,
-                       .name = "emulated_seed" + std::to_string(seed) + (races ? "_races" : ""),
+                       .name = "emulated_seed" + std::to_string(seed) + (races ? "_races" : "") +
+                               (warpgroups ? "" : "_plain"),
                        .seed = seed,
-                       .check_races = races});
+                       .check_races = races,
+                       .warpgroups = warpgroups});
   }
   return devices;
 }

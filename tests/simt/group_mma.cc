@@ -307,7 +307,7 @@ void BlockRunner::Execute(GroupOp& op) {
   float a[16][32];
   static thread_local std::vector<double> b;  // [depth][n]
   static thread_local std::vector<double> sums;
-  b.resize(static_cast<size_t>(depth * n));
+  b.resize(static_cast<size_t>(depth) * static_cast<size_t>(n));
   size_t next = 0;
   const auto unit = [&] { return shared_ + size_t{op.units[next++]} * 16; };
   for (int i = 0; i < 32 && mma.a_registers == nullptr; ++i) {
@@ -326,7 +326,7 @@ void BlockRunner::Execute(GroupOp& op) {
     for (int j = 0; j < depth / 2; ++j) {
       const int k = mma.b_by_columns ? i % 16 : i % 2 * (depth / 2) + j;
       const int column = mma.b_by_columns ? i / 16 * 8 + j : i / 2;
-      b[static_cast<size_t>(k * n + column)] = values[j];
+      b[static_cast<size_t>(k) * static_cast<size_t>(n) + static_cast<size_t>(column)] = values[j];
     }
   }
   sums.resize(static_cast<size_t>(n));

@@ -53,34 +53,43 @@ struct Wgmma;
   "%126, %127"
 
 // For n columns, whose `names` name `operands`; operand numbers behind them as text.
-#define BATON_WGMMA(n, names, operands, n0, n1, n2, n3, n4, n5)                                  \
-  template <>                                                                                    \
-  struct Wgmma<n> {                                                                              \
-    static BATON_DEVICE void Bf16Rows(float (&d)[n / 2], uint64_t a, uint64_t b, int add) {      \
-      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" n2                                   \
-                   ", 0;\n"                                                                      \
-                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" names "}, %" n0  \
-                   ", %" n1 ", add, 1, 1, 0, 0;\n}"                                              \
-                   : operands                                                                    \
-                   : "l"(a), "l"(b), "r"(add));                                                  \
-    }                                                                                            \
-    static BATON_DEVICE void Bf16Columns(float (&d)[n / 2], const uint32_t (&a)[4], uint64_t b,  \
-                                         int add) {                                              \
-      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" n5                                   \
-                   ", 0;\n"                                                                      \
-                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" names "}, {%" n0 \
-                   ", %" n1 ", %" n2 ", %" n3 "}, %" n4 ", add, 1, 1, 1;\n}"                     \
-                   : operands                                                                    \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));              \
-    }                                                                                            \
-    static BATON_DEVICE void E4M3Rows(float (&d)[n / 2], uint64_t a, uint64_t b, int add) {      \
-      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" n2                                   \
-                   ", 0;\n"                                                                      \
-                   "wgmma.mma_async.sync.aligned.m64n" #n "k32.f32.e4m3.e4m3 {" names "}, %" n0  \
-                   ", %" n1 ", add, 1, 1;\n}"                                                    \
-                   : operands                                                                    \
-                   : "l"(a), "l"(b), "r"(add));                                                  \
-    }                                                                                            \
+#define BATON_WGMMA(n, names, operands, n0, n1, n2, n3, n4, n5)                                   \
+  template <>                                                                                     \
+  struct Wgmma<n> {                                                                               \
+    static BATON_DEVICE void Bf16Rows(float (&d)[n / 2], uint64_t a, uint64_t b, int add) {       \
+      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" n2                                    \
+                   ", 0;\n"                                                                       \
+                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" names "}, %" n0   \
+                   ", %" n1 ", add, 1, 1, 0, 0;\n}"                                               \
+                   : operands                                                                     \
+                   : "l"(a), "l"(b), "r"(add));                                                   \
+    }                                                                                             \
+    static BATON_DEVICE void Bf16Registers(float (&d)[n / 2], const uint32_t (&a)[4], uint64_t b, \
+                                           int add) {                                             \
+      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" n5                                    \
+                   ", 0;\n"                                                                       \
+                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" names "}, {%" n0  \
+                   ", %" n1 ", %" n2 ", %" n3 "}, %" n4 ", add, 1, 1, 0;\n}"                      \
+                   : operands                                                                     \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));               \
+    }                                                                                             \
+    static BATON_DEVICE void Bf16Columns(float (&d)[n / 2], const uint32_t (&a)[4], uint64_t b,   \
+                                         int add) {                                               \
+      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" n5                                    \
+                   ", 0;\n"                                                                       \
+                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" names "}, {%" n0  \
+                   ", %" n1 ", %" n2 ", %" n3 "}, %" n4 ", add, 1, 1, 1;\n}"                      \
+                   : operands                                                                     \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));               \
+    }                                                                                             \
+    static BATON_DEVICE void E4M3Rows(float (&d)[n / 2], uint64_t a, uint64_t b, int add) {       \
+      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" n2                                    \
+                   ", 0;\n"                                                                       \
+                   "wgmma.mma_async.sync.aligned.m64n" #n "k32.f32.e4m3.e4m3 {" names "}, %" n0   \
+                   ", %" n1 ", add, 1, 1;\n}"                                                     \
+                   : operands                                                                     \
+                   : "l"(a), "l"(b), "r"(add));                                                   \
+    }                                                                                             \
   };
 #define BATON_OPERANDS128 BATON_D32(0), BATON_D32(32), BATON_D32(64), BATON_D32(96)
 BATON_WGMMA(16, BATON_NAMES8, BATON_D8(0), "8", "9", "10", "11", "12", "13")
@@ -109,6 +118,11 @@ BATON_DEVICE OperandByColumns ColumnsAt(const void* rows, int bytes) {
 template <int kN>
 BATON_DEVICE void GroupMmaBf16(float (&d)[kN / 2], OperandByRows a, OperandByRows b, bool add) {
   detail::Wgmma<kN>::Bf16Rows(d, a.bits, b.bits, add);
+}
+template <int kN>
+BATON_DEVICE void GroupMmaBf16(float (&d)[kN / 2], const uint32_t (&a)[4], OperandByRows b,
+                               bool add) {
+  detail::Wgmma<kN>::Bf16Registers(d, a, b.bits, add);
 }
 template <int kN>
 BATON_DEVICE void GroupMmaBf16(float (&d)[kN / 2], const uint32_t (&a)[4], OperandByColumns b,

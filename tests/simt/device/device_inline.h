@@ -173,6 +173,11 @@ BATON_DEVICE void GroupMmaBf16(float (&d)[kN / 2], OperandByRows a, OperandByRow
   simt::calls::IssueGroupMma({.d = d, .n = kN, .add = add, .a = a.bits, .b = b.bits});
 }
 template <int kN>
+BATON_DEVICE void GroupMmaBf16(float (&d)[kN / 2], const uint32_t (&a)[4], OperandByRows b,
+                               bool add) {
+  simt::calls::IssueGroupMma({.d = d, .n = kN, .add = add, .a_registers = a, .b = b.bits});
+}
+template <int kN>
 BATON_DEVICE void GroupMmaBf16(float (&d)[kN / 2], const uint32_t (&a)[4], OperandByColumns b,
                                bool add) {
   simt::calls::IssueGroupMma(
