@@ -1,5 +1,18 @@
 # CUDA's toolkit, where there is one: on the PATH, in /usr/local/cuda, or as scripts/setup installs it. Sets
-# BATON_CUDA_INCLUDE (its headers), BATON_NVCC and BATON_NCCL_INCLUDE (NCCL's header), empty without.
+# BATON_CUDA_INCLUDE (its headers), BATON_NVCC and BATON_NCCL_INCLUDE (NCCL's header), empty without; BATON_CUDART,
+# BATON_CUBLASLT and BATON_NCCL (libraries).
+
+# Which CUDA backend a program has, by its property BATON_GPU: `native` (GPUs; nvcc), `emulated` (tests/simt) or none. The
+# variable says it for all programs that do not choose themselves.
+set(BATON_GPU "" CACHE STRING "CUDA backend of the programs: native, emulated, or empty for none")
+if(NOT BATON_GPU MATCHES "^(native|emulated|)$")
+  message(FATAL_ERROR "BATON_GPU is \"${BATON_GPU}\", expected native, emulated or nothing")
+endif()
+if(BATON_GPU AND BATON_SANITIZE)
+  message(FATAL_ERROR "BATON_GPU=${BATON_GPU} and BATON_SANITIZE=${BATON_SANITIZE}: sanitizers are for builds without a GPU")
+endif()
+define_property(TARGET PROPERTY BATON_GPU INITIALIZE_FROM_VARIABLE BATON_GPU
+                BRIEF_DOCS "Which CUDA backend the program has: native, emulated or none")
 
 file(GLOB baton_cuda_wheels ${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/nvidia/cu13)
 find_program(BATON_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin ${baton_cuda_wheels}/bin)
@@ -15,6 +28,24 @@ endif()
 find_path(BATON_NCCL_INCLUDE nccl.h HINTS ${BATON_CUDA_INCLUDE} ${baton_cuda_wheels}/../nccl/include)
 if(NOT BATON_NCCL_INCLUDE)
   set(BATON_NCCL_INCLUDE "")
+endif()
+# The runtime is linked statically. cuBLASLt and NCCL are opened when they are first called (base/shared_library.h), so they
+# are only looked for here to know a place for them.
+set(baton_cuda_libraries ${BATON_CUDA_INCLUDE}/../lib64 ${BATON_CUDA_INCLUDE}/../lib ${BATON_CUDA_INCLUDE}/../lib/x86_64-linux-gnu)
+find_library(BATON_CUDART cudart_static HINTS ${baton_cuda_libraries})
+find_library(BATON_CUBLASLT NAMES cublasLt libcublasLt.so.13 HINTS ${baton_cuda_libraries})
+find_library(BATON_NCCL NAMES nccl libnccl.so.2 HINTS ${baton_cuda_libraries} ${baton_cuda_wheels}/../nccl/lib)
+set(BATON_CAN_LINK_CUDA OFF)
+if(BATON_NVCC AND BATON_CUDA_INCLUDE AND BATON_NCCL_INCLUDE AND BATON_CUDART AND BATON_CUBLASLT AND BATON_NCCL AND NOT BATON_SANITIZE)
+  set(BATON_CAN_LINK_CUDA ON)
+endif()
+foreach(part NVCC CUDA_INCLUDE NCCL_INCLUDE CUDART CUBLASLT NCCL)
+  if(BATON_GPU STREQUAL native AND NOT BATON_${part})
+    message(FATAL_ERROR "BATON_GPU=native: BATON_${part} was not found; scripts/setup installs what is missing of CUDA 13")
+  endif()
+endforeach()
+if(BATON_GPU STREQUAL emulated AND NOT BATON_CUDA_INCLUDE)
+  message(FATAL_ERROR "BATON_GPU=emulated: CUDA's headers were not found; scripts/setup installs them")
 endif()
 
 # The kernels of the CUDA backend: nvcc compiles them for GPUs (kernels/cuda), g++ for the emulation (tests/simt).
@@ -83,8 +114,8 @@ function(baton_emulate_cuda target)
   target_include_directories(${target} SYSTEM PUBLIC ${BATON_CUDA_INCLUDE})
 endfunction()
 
-# What nvcc compiles for; docs/kernels/README.md says why these. Files that use what Hopper alone has are *_hopper.cu.
-set(BATON_CUDA_ARCHITECTURES 89 90a 100a)
+# What nvcc compiles for; docs/kernels/cuda.md says why these. Files that use what Hopper alone has are *_hopper.cu.
+set(BATON_CUDA_ARCHITECTURES 89 90a 100a CACHE STRING "GPU architectures that the kernels are compiled for")
 
 # baton_compile_cuda(TARGET a.cu ...)
 # A static library of .cu files, by nvcc. Not by CMake's CUDA language: Debian 12's CMake is older than CUDA 13. What ptxas

@@ -132,4 +132,12 @@ absl::StatusOr<std::unique_ptr<Device>> CreateDevice(const DeviceOptions& option
       absl::StrCat("unknown backend ", static_cast<int>(options.backend)));
 }
 
+std::string BackendsText() {
+  std::string text =
+      absl::StrCat(BackendName(BackendKind::kCpu), ", ", BackendName(BackendKind::kReference));
+  const std::string cuda = CudaText();
+  if (!cuda.empty()) absl::StrAppend(&text, ", ", cuda);
+  return text;
+}
+
 }  // namespace baton::kernels

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -159,6 +160,11 @@ absl::StatusOr<std::unique_ptr<Device>> CreateDevice(const DeviceOptions& option
 // CreateDevice's part for kCuda. Which of its definitions a program gets is chosen by what it links
 // (kernels/CMakeLists.txt): the backend, or cuda_absent.cc.
 absl::StatusOr<std::unique_ptr<Device>> CreateCudaDevice(const DeviceOptions& options);
+
+// The backends of this program, for people: "cpu, reference, cuda (sm_89, sm_90a; CUDA 13.0)".
+std::string BackendsText();
+// BackendsText's part for kCuda, empty without the backend; defined where CreateCudaDevice is.
+std::string CudaText();
 
 }  // namespace baton::kernels
 

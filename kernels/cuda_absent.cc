@@ -1,4 +1,4 @@
-// CreateCudaDevice of programs that do not link the CUDA backend.
+// What programs have that do not link the CUDA backend.
 
 #include "kernels/backend.h"
 
@@ -7,7 +7,9 @@ namespace baton::kernels {
 absl::StatusOr<std::unique_ptr<Device>> CreateCudaDevice(const DeviceOptions&) {
   return absl::FailedPreconditionError(
       "this binary was built without the CUDA backend; build the preset `cuda` "
-      "(cmake --preset cuda && cmake --build --preset cuda) or set the backend to cpu");
+      "(cmake --preset cuda && cmake --build --preset cuda) or compute on the CPU (--device cpu)");
 }
+
+std::string CudaText() { return ""; }
 
 }  // namespace baton::kernels

@@ -238,7 +238,7 @@ bool FlagValues::on(std::string_view name) const {
 int RunCommandLine(std::span<const Command> commands, const CommandLineInput& input) {
   const std::string first = input.arguments.empty() ? "" : input.arguments[0];
   if (first == "--version") {
-    input.out << VersionText();
+    input.out << VersionText(input.backends);
     return kExitOk;
   }
   if (first == "--help" || first == "-h" || first == "help") {

@@ -13,4 +13,11 @@ target_link_libraries(baton_main PUBLIC baton_flags baton_cli baton_roles baton_
 add_executable(baton)
 target_link_libraries(baton PRIVATE baton_main)
 set_target_properties(baton PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+# The same with the native CUDA backend, where there is all that linking it takes: for the tests of this build. To serve
+# with it, build the preset `cuda`.
+if(BATON_CAN_LINK_CUDA AND NOT BATON_GPU STREQUAL native)
+  add_executable(baton_cuda)
+  target_link_libraries(baton_cuda PRIVATE baton_main)
+  set_target_properties(baton_cuda PROPERTIES BATON_GPU native RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+endif()
 endif()

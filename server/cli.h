@@ -96,6 +96,7 @@ struct Command {
 struct CommandLineInput {
   std::vector<std::string> arguments;  // without the program's name
   std::vector<std::pair<std::string, std::string>> environment;
+  std::string backends;  // of this binary, for --version
   std::istream& in;
   std::ostream& out;
   std::ostream& err;

@@ -87,8 +87,9 @@ std::string RangeText(const CommandFlag& flag) {
   return range;
 }
 
-std::string VersionText() {
-  return "baton " + std::string(Version()) + " (" + std::string(Revision()) + ")\n";
+std::string VersionText(const std::string& backends) {
+  return "baton " + std::string(Version()) + " (" + std::string(Revision()) +
+         ")\nbackends: " + backends + "\n";
 }
 
 std::vector<ConfigField> ConfigFieldsOf(const Command& command) {

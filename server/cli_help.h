@@ -12,7 +12,7 @@ namespace baton::server {
 
 std::string OverallHelp(std::span<const Command> commands);
 std::string CommandHelp(const Command& command);
-std::string VersionText();
+std::string VersionText(const std::string& backends);
 
 // "1 .. 9 pieces"; empty without a range and a unit.
 std::string RangeText(const CommandFlag& flag);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/config.h"
+#include "kernels/backend.h"
 #include "server/cli.h"
 #include "server/commands.h"
 
@@ -16,6 +17,7 @@ int main(int argc, char** argv) {
   };
   return RunCommandLine(commands, {.arguments = std::vector<std::string>(argv + 1, argv + argc),
                                    .environment = baton::ReadEnvironment(),
+                                   .backends = baton::kernels::BackendsText(),
                                    .in = std::cin,
                                    .out = std::cout,
                                    .err = std::cerr});

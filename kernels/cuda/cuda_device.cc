@@ -1,11 +1,14 @@
 #include "kernels/cuda/cuda_device.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/status_macros.h"
+#include "kernels/cuda/cuda_build.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_queue.h"
 #include "kernels/cuda/cuda_status.h"
@@ -17,7 +20,6 @@ namespace {
 
 constexpr size_t kAlignment = 256;
 constexpr size_t kLeastScratch = size_t{8} << 20;
-constexpr int kOldestArchitecture = 89;
 
 absl::StatusOr<DeviceBuffer> Allocate(Device& device, size_t bytes) {
   BATON_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(CudaState::Of(device).gpu()), "cudaSetDevice"));
@@ -75,7 +77,50 @@ absl::Status NoGpu(const std::string& why) {
   return absl::FailedPreconditionError(
       absl::StrCat(why,
                    "; check `nvidia-smi`, in a container that it was started with GPUs (docker "
-                   "run --gpus all), or set the backend to cpu"));
+                   "run --gpus all), or compute on the CPU (--device cpu)"));
+}
+
+// Of CUDA's version numbers: 13000 is 13.0.
+std::string VersionText(int version) {
+  return absl::StrCat(version / 1000, ".", version % 1000 / 10);
+}
+
+// The driver is there and not older than the runtime. A runtime works with every driver of its own
+// major version.
+absl::Status CheckDriver() {
+  int driver = 0, runtime = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+  BATON_RETURN_IF_ERROR(CudaStatus(cudaRuntimeGetVersion(&runtime), "cudaRuntimeGetVersion"));
+  const std::string expected =
+      absl::StrCat("expected one for CUDA ", VersionText(runtime / 1000 * 1000), " or later");
+  if (driver == 0) {
+    return NoGpu(
+        absl::StrCat("no GPU can be used: no NVIDIA driver was found (libcuda.so.1), ", expected));
+  }
+  if (driver / 1000 < runtime / 1000) {
+    return NoGpu(absl::StrCat("no GPU can be used: the NVIDIA driver is one for CUDA ",
+                              VersionText(driver), ", ", expected, "; update it"));
+  }
+  return absl::OkStatus();
+}
+
+// "89" is code for 8.9 and what comes behind it in 8; "90a" for 9.0 alone.
+bool HasCodeFor(const std::vector<std::string>& architectures, int capability) {
+  return std::any_of(architectures.begin(), architectures.end(), [&](const std::string& name) {
+    const int architecture = std::atoi(name.c_str());
+    if (name.ends_with('a')) return architecture == capability;
+    return architecture / 10 == capability / 10 && architecture <= capability;
+  });
+}
+
+absl::Status CheckCapability(int gpu, int capability) {
+  const std::vector<std::string> architectures = GetCudaBuild().architectures;
+  if (HasCodeFor(architectures, capability)) return absl::OkStatus();
+  return NoGpu(absl::StrCat(
+      "GPU ", gpu, " has compute capability ", capability / 10, ".", capability % 10,
+      ", for which this binary has no code (it has sm_", absl::StrJoin(architectures, ", sm_"),
+      "); use another GPU, or build for it (-DBATON_CUDA_ARCHITECTURES) if it is an Ada, Hopper or "
+      "Blackwell data center GPU"));
 }
 
 }  // namespace
@@ -90,12 +135,13 @@ absl::Status CudaStatus(cudaError_t error, const char* what) {
 }
 
 absl::StatusOr<std::unique_ptr<CudaState>> CudaState::Create(const DeviceOptions& options) {
+  BATON_RETURN_IF_ERROR(CheckDriver());
   int count = 0;
   const cudaError_t counted = cudaGetDeviceCount(&count);
   if (counted != cudaSuccess || count == 0) {
     (void)cudaGetLastError();
     return NoGpu(absl::StrCat("no GPU can be used: ", counted == cudaSuccess
-                                                          ? "the machine has none"
+                                                          ? "CUDA sees none"
                                                           : cudaGetErrorString(counted)));
   }
   if (options.gpu < 0 || options.gpu >= count) {
@@ -116,10 +162,7 @@ absl::StatusOr<std::unique_ptr<CudaState>> CudaState::Create(const DeviceOptions
   BATON_RETURN_IF_ERROR(attribute(&state->processors_, cudaDevAttrMultiProcessorCount));
   state->architecture_ = major * 10 + minor;
   state->warpgroups_ = options.warpgroups && state->architecture_ == 90;
-  if (state->architecture_ < kOldestArchitecture) {
-    return NoGpu(absl::StrCat("GPU ", options.gpu, " has compute capability ", major, ".", minor,
-                              ", expected 8.9 (Ada), 9.0 (Hopper) or later"));
-  }
+  BATON_RETURN_IF_ERROR(CheckCapability(options.gpu, state->architecture_));
   state->records_ = options.records && !options.blocking;
   state->stream_ = static_cast<cudaStream_t>(options.queue);
   if (state->stream_ != nullptr) return state;
@@ -214,6 +257,13 @@ absl::StatusOr<std::unique_ptr<Device>> CreateCudaDevice(const DeviceOptions& op
   return std::make_unique<Device>(BackendKind::kCuda, IsaLevel::kPortable, cuda::CudaOps(),
                                   ThreadPoolOptions{.threads = 1, .pin = false},
                                   options.min_parallel_work, std::move(state));
+}
+
+std::string CudaText() {
+  const cuda::CudaBuild build = cuda::GetCudaBuild();
+  return absl::StrCat(BackendName(BackendKind::kCuda), " (", build.emulated ? "emulated " : "",
+                      "sm_", absl::StrJoin(build.architectures, ", sm_"),
+                      build.libraries.empty() ? "" : "; ", build.libraries, ")");
 }
 
 }  // namespace baton::kernels

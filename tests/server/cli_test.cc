@@ -53,6 +53,7 @@ class CliTest : public ::testing::Test {
     err_.str("");
     return RunCommandLine(commands_, {.arguments = std::move(arguments),
                                       .environment = environment_,
+                                      .backends = "cpu, another",
                                       .in = in_,
                                       .out = out_,
                                       .err = err_});
@@ -189,9 +190,10 @@ TEST_F(CliTest, HelpFitsTheScreenAndNamesEverything) {
   EXPECT_THAT(err_.str(), IsEmpty());
 }
 
-TEST_F(CliTest, VersionNamesTheRevision) {
+TEST_F(CliTest, VersionNamesTheRevisionAndTheBackends) {
   EXPECT_EQ(Run({"--version"}), 0);
-  EXPECT_THAT(out_.str(), ::testing::MatchesRegex("baton [0-9.]+ \\([0-9a-z]+\\)\n"));
+  EXPECT_THAT(out_.str(),
+              ::testing::MatchesRegex("baton [0-9.]+ \\([0-9a-z]+\\)\nbackends: cpu, another\n"));
 }
 
 TEST_F(CliTest, ModelDirectoryNamesWhatIsMissing) {

@@ -57,10 +57,10 @@ class CommandLine(unittest.TestCase):
                 self.assertRegex(out, r'backend: "reference" +# BATON_KERNELS_BACKEND\n')
                 self.assertRegex(out, r'level: "debug" +# --log-level\n')
 
-    def test_version_names_a_revision(self):
+    def test_version_names_a_revision_and_backends(self):
         code, out, _ = baton("--version")
         self.assertEqual(code, 0)
-        self.assertRegex(out, r"^baton \d+\.\d+\.\d+ \(\w+\)\n$")
+        self.assertRegex(out, r"^baton \d+\.\d+\.\d+ \(\w+\)\nbackends: cpu, reference")
 
 
 class Failures(unittest.TestCase):

@@ -23,6 +23,8 @@ struct Options {
   int devices = 2;
   int compute_major = 9;
   int compute_minor = 0;
+  // What cudaDriverGetVersion says: 0 without a driver; -1: the version that the headers are of.
+  int driver_version = -1;
   // Bytes of memory of a device.
   size_t device_bytes = size_t{8} << 30;
   // Whether they say that they can reach each other's memory.

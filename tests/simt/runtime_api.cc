@@ -290,7 +290,8 @@ cudaError_t cudaDeviceCanAccessPeer(int* can, int device, int peer) {
 }
 cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int* version) {
-  *version = CUDART_VERSION;
+  const int emulated = Runtime::Get().options().driver_version;
+  *version = emulated < 0 ? CUDART_VERSION : emulated;
   return cudaSuccess;
 }
 cudaError_t cudaRuntimeGetVersion(int* version) {
