@@ -38,6 +38,10 @@ const char* IsaName(IsaLevel isa);
 // The highest level that this machine runs.
 IsaLevel DetectIsa();
 
+// What computes dense products of BF16 weights on the cuda backend (docs/kernels/cuda.md,
+// "cuBLASLt").
+enum class DenseGemm : uint8_t { kOwn, kCublasLt };
+
 struct DeviceOptions {
   BackendKind backend = BackendKind::kCpu;
   int threads = 0;   // 0: one for each CPU the process may run on; else 1..1024
@@ -56,6 +60,7 @@ struct DeviceOptions {
   // cuda: use the kernels for Hopper's warpgroups, where the GPU is one; false: those of every GPU.
   // Bits differ between the two.
   bool warpgroups = true;
+  DenseGemm dense_gemm = DenseGemm::kOwn;  // cuda
   bool blocking = false;  // cuda: an op has finished when it returns, with the error it met (for
                           // tests, and to find the op that fails)
   bool records = true;    // cuda: ops can be recorded (Device::BeginRecording); never if `blocking`

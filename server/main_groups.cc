@@ -37,6 +37,9 @@ std::string Agreement(const Config& config, const std::string& model_hash,
       " backend=", kernels::BackendName(options.device.backend), " isa=",
       cpu ? kernels::IsaName(std::min(options.device.max_isa, kernels::DetectIsa())) : "none",
       " redundant_experts=", options.group.redundant_experts);
+  if (options.device.backend == kernels::BackendKind::kCuda) {
+    absl::StrAppend(&text, " dense_gemm=", config.kernels().cuda().dense_gemm());
+  }
   if (options.group.split == model::Split::kTensor) {
     // They run the same passes over the same pages.
     absl::StrAppend(&text, " chunk_tokens=", options.max_batch_rows,

@@ -136,6 +136,10 @@ absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, Runn
   }
   options.device.backend = BackendOf(config.kernels().backend());
   options.device.max_isa = IsaOf(config.kernels().max_isa());
+  // The schema allows "own" and "cublaslt".
+  options.device.dense_gemm = config.kernels().cuda().dense_gemm() == "cublaslt"
+                                  ? kernels::DenseGemm::kCublasLt
+                                  : kernels::DenseGemm::kOwn;
   options.device.pin = config.kernels().pin_threads();
   options.device.records = config.kernels().graphs();
   options.device.threads = ThreadsOfRank(config, role);

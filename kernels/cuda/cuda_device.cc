@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status_macros.h"
+#include "kernels/cuda/cublaslt_gemm.h"
 #include "kernels/cuda/cuda_build.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_queue.h"
@@ -164,6 +165,9 @@ absl::StatusOr<std::unique_ptr<CudaState>> CudaState::Create(const DeviceOptions
   state->warpgroups_ = options.warpgroups && state->architecture_ == 90;
   BATON_RETURN_IF_ERROR(CheckCapability(options.gpu, state->architecture_));
   state->records_ = options.records && !options.blocking;
+  if (options.dense_gemm == DenseGemm::kCublasLt) {
+    BATON_ASSIGN_OR_RETURN(state->cublaslt_, CublasLtGemm::Create());
+  }
   state->stream_ = static_cast<cudaStream_t>(options.queue);
   if (state->stream_ != nullptr) return state;
   state->owns_stream_ = true;

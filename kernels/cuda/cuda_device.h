@@ -17,6 +17,8 @@
 
 namespace baton::kernels::cuda {
 
+class CublasLtGemm;
+
 class CudaState final : public DeviceState {
  public:
   // FAILED_PRECONDITION without a driver, without the GPU, or for one that is too old.
@@ -36,6 +38,8 @@ class CudaState final : public DeviceState {
   cudaStream_t stream() const { return stream_; }
   // DeviceOptions::working_bytes.
   int64_t working_bytes() const { return working_bytes_; }
+  // Null unless DeviceOptions::dense_gemm says cuBLASLt.
+  CublasLtGemm* cublaslt() const { return cublaslt_.get(); }
 
   // Working memory of one op, in the GPU's memory: `bytes`, 256-byte aligned, not initialized.
   // Pieces of one op lie side by side; Begin gives all back, to the ops behind it in the stream.
@@ -87,6 +91,7 @@ class CudaState final : public DeviceState {
   bool warpgroups_ = false;
   cudaStream_t stream_ = nullptr;
   bool owns_stream_ = false;
+  std::unique_ptr<CublasLtGemm> cublaslt_;
   struct Block {
     void* data = nullptr;
     size_t bytes = 0;

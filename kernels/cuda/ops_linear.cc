@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/status_macros.h"
+#include "kernels/cuda/cublaslt_gemm.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/gemm.h"
@@ -49,6 +50,9 @@ absl::StatusOr<const GemmWeight*> PlaceTable(CudaState& state, const GroupedLine
 
 absl::Status Linear(Device& device, const LinearArgs& args) {
   CudaState& state = CudaState::Begin(device);
+  if (state.cublaslt() != nullptr && CublasLtGemm::Takes(args)) {
+    return state.cublaslt()->Run(state, args);
+  }
   return state.Finish(
       LaunchGemm({.x = RowsOf(args.x),
                   .w = GemmWeightOf(args.w),

@@ -225,6 +225,14 @@ class DockerfileTest(unittest.TestCase):
         missing = set(owners) - set(wanted) - self.dependencies(wanted)
         self.assertFalse(missing, f"add these to the runtime stage: {missing}")
 
+    def test_cuda_stage_has_the_libraries_that_the_backend_opens(self):
+        text = (harness.source() / "deploy/docker/Dockerfile").read_text()
+        opened = [name for file in ("kernels/cuda/native/cublaslt_library.cc", "transport/nccl/native/nccl_library.cc")
+                  for name in re.findall(r'"(lib\w+\.so\.\d+)"', (harness.source() / file).read_text())]  # fmt: skip
+        self.assertEqual(len(opened), 2)
+        for name in opened:
+            self.assertIn(f"/{name}", text)
+
     @staticmethod
     def owners(paths):
         """The Debian packages of shared libraries; usr-merge makes dpkg know only one of the two spellings."""

@@ -8,6 +8,7 @@
 #include "base/shared_library.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cuda/cublaslt_library.h"
 #include "transport/nccl/native/nccl_library.h"
 
 namespace baton {
@@ -22,6 +23,10 @@ TEST(CudaLibrariesTest, NcclHasWhatIsCalled) {
   EXPECT_EQ(ncclGetVersion(&version), ncclSuccess);
   EXPECT_GE(version / 10000, 2);
   EXPECT_STREQ(ncclGetErrorString(ncclSuccess), "no error");
+}
+
+TEST(CudaLibrariesTest, CublasLtHasWhatIsCalled) {
+  EXPECT_TRUE(kernels::cuda::LoadCublasLt().ok()) << kernels::cuda::LoadCublasLt();
 }
 
 TEST(SharedLibraryTest, SaysWhatIsMissingAndTheFix) {

@@ -144,6 +144,7 @@ inline std::unique_ptr<Device> MakeDevice(const TestDevice& which, int threads) 
                               .threads = threads,
                               .max_isa = which.isa,
                               .warpgroups = which.warpgroups,
+                              .dense_gemm = which.dense_gemm,
                               .blocking = true});
   BATON_CHECK(device.ok());
   return *std::move(device);
@@ -154,6 +155,7 @@ inline std::unique_ptr<Device> SplittingDevice(int threads, const TestDevice& wh
                               .max_isa = which.isa,
                               .min_parallel_work = 0,
                               .warpgroups = which.warpgroups,
+                              .dense_gemm = which.dense_gemm,
                               .blocking = true});
   BATON_CHECK(device.ok());
   return *std::move(device);
@@ -164,6 +166,7 @@ inline std::unique_ptr<Device> FrugalDevice(const TestDevice& which) {
                               .threads = 1,
                               .max_isa = which.isa,
                               .working_bytes = 1,
+                              .dense_gemm = which.dense_gemm,
                               .blocking = true});
   BATON_CHECK(device.ok());
   return *std::move(device);

@@ -24,6 +24,7 @@ struct TestDevice {
   uint64_t seed = 0;                     // of the emulation's schedule
   bool check_races = false;              // by the emulation
   bool warpgroups = true;                // of a GPU: kernels for Hopper's
+  DenseGemm dense_gemm = DenseGemm::kOwn;
 };
 std::vector<TestDevice> TestDevices();
 inline void PrintTo(const TestDevice& device, std::ostream* out) { *out << device.name; }

@@ -1,6 +1,6 @@
 // The emulated GPU: every test under BATON_EMULATED_SCHEDULES (CMakeLists.txt) schedules, every
-// other one with the race check. Two of the first four and of the second four keep to the kernels
-// of every GPU.
+// other one with the race check; dense products by BATON_EMULATED_DENSE_GEMM. Two of the first four
+// and of the second four keep to the kernels of every GPU.
 
 #include <cuda_runtime_api.h>
 
@@ -12,6 +12,7 @@ namespace baton::kernels {
 namespace {
 
 constexpr uint64_t kSeeds = BATON_EMULATED_SCHEDULES;
+constexpr DenseGemm kDenseGemm = DenseGemm::BATON_EMULATED_DENSE_GEMM;
 
 }  // namespace
 
@@ -34,7 +35,8 @@ std::vector<TestDevice> TestDevices() {
                                (warpgroups ? "" : "_plain"),
                        .seed = seed,
                        .check_races = races,
-                       .warpgroups = warpgroups});
+                       .warpgroups = warpgroups,
+                       .dense_gemm = kDenseGemm});
   }
   return devices;
 }

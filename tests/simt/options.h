@@ -10,6 +10,13 @@
 
 namespace baton::simt {
 
+// What the emulated cuBLASLt does: as the real one may, or what must be noticed.
+enum class CublasLt : uint8_t {
+  kFixed,       // one algorithm gives the same bits at every size
+  kVaries,      // it does not
+  kOnlySplits,  // no algorithm without a split of K
+};
+
 struct Options {
   // Of the order of threads, blocks, streams and asynchronous copies.
   uint64_t seed = 1;
@@ -25,6 +32,7 @@ struct Options {
   int compute_minor = 0;
   // What cudaDriverGetVersion says: 0 without a driver; -1: the version that the headers are of.
   int driver_version = -1;
+  CublasLt cublaslt = CublasLt::kFixed;
   // Bytes of memory of a device.
   size_t device_bytes = size_t{8} << 30;
   // Whether they say that they can reach each other's memory.

@@ -114,7 +114,7 @@ CONFINED = [
     (r"boost/", r"(server|tests|tools)/"),
     (r"ares\.h$", r"server/dns_resolver\.cc$"),
     (r"(ucp|uct|ucs)/", r"transport/ucx/"),
-    (r"nccl\.h", r"transport/nccl/|tests/simt/"),
+    (r"nccl\.h", r"transport/nccl/|tests/simt/|tests/kernels/cuda_libraries_test"),
     (r"cuda|cublas|vector_types", r"(kernels/cuda|transport/nccl|tests/(simt|kernels|transport))/"),
     (r"(thread|future)$", r"base/|tests/"),
     (r"(immintrin|x86intrin|arm_neon)\.h$", r"(kernels|tests/kernels)/|base/(thread_pool|cpu)"),
