@@ -6,7 +6,8 @@ namespace baton::kernels {
 
 const OpTable& ReferenceOps() {
 #define BATON_OP_ENTRY(Name, entry) .entry = reference::Name,
-  static constexpr OpTable kTable = {BATON_KERNEL_OPS(BATON_OP_ENTRY).memory = kHostMemory, .queue = kNoQueue};
+  static constexpr OpTable kTable = {BATON_KERNEL_OPS(BATON_OP_ENTRY).memory = kHostMemory,
+                                     .queue = kNoQueue};
 #undef BATON_OP_ENTRY
   return kTable;
 }

@@ -180,7 +180,8 @@ TEST_F(NcclHandoff, CollectivesAndHandoffsShareTheGpus) {
     all.push_back(endpoints.back().get());
   }
   NcclGroupFabric fabric(kGpus);
-  std::vector<std::unique_ptr<Rendezvous>> rendezvous = fabric.NewRendezvous(kRanks, /*knows_all=*/true);
+  std::vector<std::unique_ptr<Rendezvous>> rendezvous =
+      fabric.NewRendezvous(kRanks, /*knows_all=*/true);
   const Thread collectives("collectives", [&] {
     OnRanks(kRanks, [&](int rank) {
       auto group = rendezvous[static_cast<size_t>(rank)]->Join(TestGroup(kRanks, rank)).value();

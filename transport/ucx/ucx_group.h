@@ -14,7 +14,7 @@
 namespace baton::transport {
 
 struct UcxGroupOptions : TcpRendezvousOptions {
-  std::string tls = "sysv,tcp";    // as in UcxOptions
+  std::string tls = "sysv,tcp";     // as in UcxOptions
   std::string net_devices = "all";  // as in UcxOptions; all ranks must be reachable through them
   Duration keepalive_interval = Duration::Millis(500);
   Log log;
