@@ -4,7 +4,6 @@
 #include <nccl.h>
 
 #include <algorithm>
-#include <map>
 #include <utility>
 #include <vector>
 
@@ -15,6 +14,7 @@
 #include "transport/nccl/nccl_engine.h"
 #include "transport/nccl/nccl_status.h"
 #include "transport/region_table.h"
+#include "transport/transfer_ledger.h"
 
 namespace baton::transport {
 namespace {
@@ -110,13 +110,7 @@ class NcclEndpoint final : public NcclTransport {
 
   absl::StatusOr<TransferId> Prepare(const std::string& peer_address) override {
     BATON_ASSIGN_OR_RETURN(const NcclAddress address, DecodeNcclAddress(version_, peer_address));
-    if (transfers_.size() >= options_.max_transfers) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("Prepare: ", transfers_.size(),
-                       " transfers are open, the most this endpoint allows; Release some"));
-    }
-    const TransferId id(next_transfer_++);
-    transfers_.emplace(id, Transfer());
+    BATON_ASSIGN_OR_RETURN(const TransferId id, ledger_.Open());
     engine_->Submit({.kind = NcclCommand::Kind::kOpen,
                      .transfer = id,
                      .bytes = peer_address,
@@ -127,10 +121,7 @@ class NcclEndpoint final : public NcclTransport {
   absl::Status Post(TransferId id, uint64_t post_id, const KvMessageHeader& header,
                     std::span<const std::byte> payload) override {
     BATON_RETURN_IF_ERROR(CheckPost(regions_, options_.max_message_bytes, header, payload));
-    BATON_ASSIGN_OR_RETURN(Transfer * transfer, OpenTransfer(id));
-    if (posts_in_flight_ >= options_.max_posts_in_flight) return TooMany("posts");
-    ++posts_in_flight_;
-    ++transfer->posts;
+    BATON_RETURN_IF_ERROR(ledger_.Post(id));
     engine_->Submit(
         {.kind = NcclCommand::Kind::kPost,
          .post = {.transfer = id, .post_id = post_id, .header = header, .payload = payload}});
@@ -139,8 +130,7 @@ class NcclEndpoint final : public NcclTransport {
 
   absl::Status Notify(TransferId id, std::span<const std::byte> bytes) override {
     BATON_RETURN_IF_ERROR(CheckNotify(bytes));
-    BATON_RETURN_IF_ERROR(OpenTransfer(id).status());
-    if (engine_->notifies_in_flight() >= options_.max_posts_in_flight) return TooMany("notifies");
+    BATON_RETURN_IF_ERROR(ledger_.CheckNotify(id, engine_->notifies_in_flight()));
     engine_->Submit(
         {.kind = NcclCommand::Kind::kNotify,
          .transfer = id,
@@ -149,13 +139,12 @@ class NcclEndpoint final : public NcclTransport {
   }
 
   void Flush(TransferId id) override {
-    if (OpenTransfer(id).ok()) engine_->Submit({.kind = NcclCommand::Kind::kFlush, .transfer = id});
+    if (ledger_.CheckOpen(id).ok())
+      engine_->Submit({.kind = NcclCommand::Kind::kFlush, .transfer = id});
   }
 
   void Release(TransferId id) override {
-    const auto it = transfers_.find(id);
-    if (it == transfers_.end() || it->second.released) return;
-    it->second.released = true;
+    if (!ledger_.Release(id)) return;
     engine_->Submit({.kind = NcclCommand::Kind::kRelease, .transfer = id});
   }
 
@@ -168,62 +157,18 @@ class NcclEndpoint final : public NcclTransport {
     engine_->TakeEvents(static_cast<size_t>(max_events), &polled_);
     for (NcclArrival& arrival : polled_) {
       if (!arrival.bytes.empty()) arrival.event.payload = arrival.bytes;
-      Account(arrival.event);
+      ledger_.Account(arrival.event);
       events->push_back(arrival.event);
     }
   }
 
  private:
-  struct Transfer {
-    uint32_t posts = 0;  // in flight
-    bool released = false;
-    bool lost = false;
-  };
-
-  absl::StatusOr<Transfer*> OpenTransfer(TransferId id) {
-    const auto it = transfers_.find(id);
-    if (it == transfers_.end() || it->second.released || it->second.lost) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("transfer ", id.value(), " was lost or released; Prepare a new one"));
-    }
-    return &it->second;
-  }
-
-  absl::Status TooMany(const char* what) const {
-    return absl::ResourceExhaustedError(absl::StrCat(options_.max_posts_in_flight, " ", what,
-                                                     " are in flight, the most this endpoint "
-                                                     "allows; Poll, then try again"));
-  }
-
-  void Account(const KvEvent& event) {
-    switch (event.kind) {
-      case KvEventKind::kSent:
-        --posts_in_flight_;
-        --transfers_.at(event.transfer).posts;
-        return;
-      case KvEventKind::kPeerLost: {
-        Transfer& transfer = transfers_.at(event.transfer);
-        transfer.lost = true;
-        posts_in_flight_ -= std::exchange(transfer.posts, 0);
-        return;
-      }
-      case KvEventKind::kReleased:
-        transfers_.erase(event.transfer);
-        return;
-      case KvEventKind::kReceived:
-      case KvEventKind::kNotified:
-        return;
-    }
-  }
-
   const NcclTransportOptions options_;
   const UcxVersion version_;
   const cudaStream_t copies_;
   const std::unique_ptr<NcclEngine> engine_;
   RegionTable regions_;
-  uint64_t next_transfer_ = 1;
-  std::map<TransferId, Transfer> transfers_;
-  uint32_t posts_in_flight_ = 0;     // posted; kSent or kPeerLost not yet polled
+  TransferLedger ledger_{options_.max_transfers, options_.max_posts_in_flight};
   std::vector<NcclArrival> polled_;  // backs the payloads of the last Poll
 };
 

@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/status_macros.h"
 #include "transport/region_table.h"
+#include "transport/transfer_ledger.h"
 #include "transport/ucx/ucx_engine.h"
 
 namespace baton::transport {
@@ -95,13 +96,7 @@ class UcxEndpoint final : public UcxTransport {
 
   absl::StatusOr<TransferId> Prepare(const std::string& peer_address) override {
     BATON_ASSIGN_OR_RETURN(const UcxAddress address, DecodeUcxAddress(version_, peer_address));
-    if (transfers_.size() >= options_.max_transfers) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("Prepare: ", transfers_.size(),
-                       " transfers are open, the most this endpoint allows; Release some"));
-    }
-    const TransferId id(next_transfer_++);
-    transfers_.emplace(id, Transfer());
+    BATON_ASSIGN_OR_RETURN(const TransferId id, ledger_.Open());
     engine_->Submit({.kind = UcxCommand::Kind::kOpen,
                      .transfer = id,
                      .bytes = peer_address,
@@ -112,10 +107,7 @@ class UcxEndpoint final : public UcxTransport {
   absl::Status Post(TransferId id, uint64_t post_id, const KvMessageHeader& header,
                     std::span<const std::byte> payload) override {
     BATON_RETURN_IF_ERROR(CheckPost(regions_, options_.max_message_bytes, header, payload));
-    BATON_ASSIGN_OR_RETURN(Transfer * transfer, OpenTransfer(id));
-    if (posts_in_flight_ >= options_.max_posts_in_flight) return TooMany("posts");
-    ++posts_in_flight_;
-    ++transfer->posts;
+    BATON_RETURN_IF_ERROR(ledger_.Post(id));
     ucp_mem_h memory = payload.empty() ? nullptr : memory_.at(*regions_.Find(payload));
     engine_->Submit({.kind = UcxCommand::Kind::kPost,
                      .transfer = id,
@@ -128,8 +120,7 @@ class UcxEndpoint final : public UcxTransport {
 
   absl::Status Notify(TransferId id, std::span<const std::byte> bytes) override {
     BATON_RETURN_IF_ERROR(CheckNotify(bytes));
-    BATON_RETURN_IF_ERROR(OpenTransfer(id).status());
-    if (engine_->notifies_in_flight() >= options_.max_posts_in_flight) return TooMany("notifies");
+    BATON_RETURN_IF_ERROR(ledger_.CheckNotify(id, engine_->notifies_in_flight()));
     engine_->Submit(
         {.kind = UcxCommand::Kind::kNotify,
          .transfer = id,
@@ -138,9 +129,7 @@ class UcxEndpoint final : public UcxTransport {
   }
 
   void Release(TransferId id) override {
-    auto it = transfers_.find(id);
-    if (it == transfers_.end() || it->second.released) return;
-    it->second.released = true;
+    if (!ledger_.Release(id)) return;
     engine_->Submit({.kind = UcxCommand::Kind::kRelease, .transfer = id});
   }
 
@@ -152,62 +141,18 @@ class UcxEndpoint final : public UcxTransport {
     }
     engine_->TakeEvents(static_cast<size_t>(max_events), &polled_);
     for (const UcxArrival& arrival : polled_) {
-      Account(arrival.event);
+      ledger_.Account(arrival.event);
       events->push_back(arrival.event);
     }
   }
 
  private:
-  struct Transfer {
-    uint32_t posts = 0;  // in flight
-    bool released = false;
-    bool lost = false;
-  };
-
-  absl::StatusOr<Transfer*> OpenTransfer(TransferId id) {
-    auto it = transfers_.find(id);
-    if (it == transfers_.end() || it->second.released || it->second.lost) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("transfer ", id.value(), " was lost or released; Prepare a new one"));
-    }
-    return &it->second;
-  }
-
-  absl::Status TooMany(const char* what) const {
-    return absl::ResourceExhaustedError(absl::StrCat(options_.max_posts_in_flight, " ", what,
-                                                     " are in flight, the most this endpoint "
-                                                     "allows; Poll, then try again"));
-  }
-
-  void Account(const KvEvent& event) {
-    switch (event.kind) {
-      case KvEventKind::kSent:
-        --posts_in_flight_;
-        --transfers_.at(event.transfer).posts;
-        return;
-      case KvEventKind::kPeerLost: {
-        Transfer& transfer = transfers_.at(event.transfer);
-        transfer.lost = true;
-        posts_in_flight_ -= std::exchange(transfer.posts, 0);
-        return;
-      }
-      case KvEventKind::kReleased:
-        transfers_.erase(event.transfer);
-        return;
-      case KvEventKind::kReceived:
-      case KvEventKind::kNotified:
-        return;
-    }
-  }
-
   const UcxOptions options_;
   const UcxVersion version_ = LoadedUcxVersion();
   const std::unique_ptr<UcxEngine> engine_;
   RegionTable regions_;
   std::map<RegionId, ucp_mem_h> memory_;
-  uint64_t next_transfer_ = 1;
-  std::map<TransferId, Transfer> transfers_;
-  uint32_t posts_in_flight_ = 0;    // posted; kSent or kPeerLost not yet polled
+  TransferLedger ledger_{options_.max_transfers, options_.max_posts_in_flight};
   std::vector<UcxArrival> polled_;  // backs the payloads of the last Poll
 };
 
