@@ -1,16 +1,14 @@
 // What does not come from a well-behaved rank: strangers and damaged messages at the port where a
 // group meets, and ranks that break off halfway.
 
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include "base/random.h"
 #include "tests/transport/group_fabrics.h"
 #include "tests/transport/literal_collectives.h"
+#include "tests/transport/stranger.h"
 #include "transport/group/formation.h"
 
 namespace baton::transport {
@@ -24,31 +22,6 @@ std::string GoodJoin() {
   message.options.group_id = "another one";
   return EncodeJoin(message);
 }
-
-// The bytes of a frame, as FrameSocket would send them.
-std::string Frame(uint32_t magic, uint32_t bytes, uint32_t kind, const std::string& payload) {
-  return PayloadWriter().Put(magic).Put(bytes).Put(kind).bytes() + payload;
-}
-constexpr uint32_t kMagic = 0x31475442;
-
-class Stranger {
- public:
-  explicit Stranger(uint16_t port) : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in to = {};
-    to.sin_family = AF_INET;
-    to.sin_port = htons(port);
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    EXPECT_EQ(connect(fd_, reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
-  }
-  ~Stranger() { close(fd_); }
-  void Say(const std::string& bytes) {
-    // The other side may have closed already.
-    [[maybe_unused]] const ssize_t sent = send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
-  }
-
- private:
-  const int fd_;
-};
 
 TEST(GroupHandshake, JoinRoundTripsAndRefusesDamage) {
   const std::string good = GoodJoin();
@@ -74,19 +47,19 @@ TEST(GroupHandshake, SurvivesStrangersOnTheHostsPort) {
       "GET / HTTP/1.1\r\n\r\n",
       std::string(1, '\0'),
       std::string(100'000, 'x'),
-      Frame(kMagic, 0xffffffff, 1, ""),
-      Frame(kMagic, 10, 99, "0123456789"),
-      Frame(kMagic, 0, 0, ""),
-      Frame(kMagic, 5, 1, "short"),
-      Frame(kMagic, 0, 4, ""),                  // a welcome: from hosts only
-      Frame(kMagic, 3, 5, "abc"),               // a peer's, damaged
-      Frame(kMagic, 8, 6, std::string(8, 0)),   // of a formed group
-      Frame(kMagic, 100, 1, "less than said"),  // and then silence
+      FrameBytes(kFrameMagic, 0xffffffff, 1, ""),
+      FrameBytes(kFrameMagic, 10, 99, "0123456789"),
+      FrameBytes(kFrameMagic, 0, 0, ""),
+      FrameBytes(kFrameMagic, 5, 1, "short"),
+      FrameBytes(kFrameMagic, 0, 4, ""),                  // a welcome: from hosts only
+      FrameBytes(kFrameMagic, 3, 5, "abc"),               // a peer's, damaged
+      FrameBytes(kFrameMagic, 8, 6, std::string(8, 0)),   // of a formed group
+      FrameBytes(kFrameMagic, 100, 1, "less than said"),  // and then silence
   };
   const std::string join = GoodJoin();
   Rng rng(9);
   for (int round = 0; round < 200; ++round) {
-    std::string bytes = Frame(kMagic, static_cast<uint32_t>(join.size()), 1, join);
+    std::string bytes = FrameBytes(kFrameMagic, static_cast<uint32_t>(join.size()), 1, join);
     for (int i = 0; i < 4; ++i)
       bytes[4 + rng.Below(bytes.size() - 4)] ^= static_cast<char>(rng.Next());
     lines.push_back(bytes);

@@ -1,16 +1,14 @@
 // What the NCCL hand-off does beyond every transport's contract: batches, communicators that come
 // and go, time limits, and what it refuses.
 
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include "base/random.h"
 #include "base/thread.h"
 #include "tests/simt/options.h"
 #include "tests/transport/nccl_fabric.h"
 #include "tests/transport/nccl_kv_fabric.h"
+#include "tests/transport/stranger.h"
 #include "tests/transport/test_peer.h"
 #include "transport/group/frame_socket.h"
 #include "transport/nccl/handoff_message.h"
@@ -274,43 +272,11 @@ NcclAddress AddressOf(KvTransport& transport) {
   return DecodeNcclAddress(release, address).value();
 }
 
-// A connection that says what a test wants.
-class Stranger {
- public:
-  explicit Stranger(uint16_t port) : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in to = {};
-    to.sin_family = AF_INET;
-    to.sin_port = htons(port);
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    EXPECT_EQ(connect(fd_, reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
-  }
-  ~Stranger() { close(fd_); }
-  void Say(const std::string& bytes) {
-    // The other side may have closed already.
-    [[maybe_unused]] const ssize_t sent = send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
-  }
-  void Say(const HandoffMessage& message) {
-    const std::string payload = EncodeHandoff(message);
-    Say(PayloadWriter()
-            .Put(uint32_t{0x31475442})
-            .Put(static_cast<uint32_t>(payload.size()))
-            .Put(static_cast<uint32_t>(FrameKind::kHandoff))
-            .bytes() +
-        payload);
-  }
-  // Until the other side closes; false after a while.
-  bool AwaitEnd() {
-    const timeval limit = {.tv_sec = 20, .tv_usec = 0};
-    setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-    char buffer[4096];
-    ssize_t got = 1;
-    while (got > 0) got = recv(fd_, buffer, sizeof(buffer), 0);
-    return got == 0 || errno == ECONNRESET;
-  }
-
- private:
-  const int fd_;
-};
+void Say(Stranger& stranger, const HandoffMessage& message) {
+  const std::string payload = EncodeHandoff(message);
+  stranger.Say(FrameBytes(kFrameMagic, static_cast<uint32_t>(payload.size()),
+                          static_cast<uint32_t>(FrameKind::kHandoff), payload));
+}
 
 TEST_F(NcclHandoff, SurvivesStrangers) {
   auto a = Make(), b = Make();
@@ -342,7 +308,7 @@ TEST_F(NcclHandoff, SurvivesStrangers) {
   };
   for (const auto& talk : talks) {
     Stranger stranger(port);
-    for (const HandoffMessage& message : talk) stranger.Say(message);
+    for (const HandoffMessage& message : talk) Say(stranger, message);
     EXPECT_TRUE(stranger.AwaitEnd()) << static_cast<int>(talk.back().kind);
   }
   EXPECT_GE(b->counters().malformed_messages, 13u);
@@ -360,11 +326,11 @@ TEST_F(NcclHandoff, ASenderThatBreaksOffFreesItsStaging) {
     Stranger stranger(AddressOf(b->peer.transport()).port);
     OfferEntry entry;
     entry.header.payload_bytes = 1000;
-    stranger.Say(
+    Say(stranger,
         {.kind = HandoffKind::kHello, .number = AddressOf(b->peer.transport()).incarnation});
     // Nobody else has this id: its communicator never gets connected.
-    stranger.Say({.kind = HandoffKind::kOpen, .number = 1, .text = std::string(128, 'i')});
-    stranger.Say({.kind = HandoffKind::kOffer, .number = 1, .entries = {entry}});
+    Say(stranger, {.kind = HandoffKind::kOpen, .number = 1, .text = std::string(128, 'i')});
+    Say(stranger, {.kind = HandoffKind::kOffer, .number = 1, .entries = {entry}});
     ASSERT_TRUE(Poll({b.get()}, [&] { return b->counters().communicators == 1; }));
   }
   const TransferId transfer = a->Prepare(*b);
