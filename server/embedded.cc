@@ -64,6 +64,9 @@ class EmbeddedImpl final : public Embedded {
     for (size_t rank = 0; rank < parts.decode_ranks.size(); ++rank) {
       decode.push_back(IdentityOf("decode", absl::StrCat("decode-", rank), parts));
     }
+    for (auto* const ranks : {&parts.prefill_ranks, &parts.decode_ranks}) {
+      for (EmbeddedRank& rank : *ranks) places_.push_back(std::move(rank.place));
+    }
     BATON_RETURN_IF_ERROR(StartPrefill(prefill, parts, clock, metrics, log));
     for (size_t rank = 0; rank < decode.size(); ++rank) {
       BATON_RETURN_IF_ERROR(StartDecode(decode[rank], rank, parts, clock, metrics, log));
@@ -202,6 +205,7 @@ class EmbeddedImpl final : public Embedded {
     return prefill_.worker->drained();
   }
 
+  std::vector<std::unique_ptr<transport::GpuPlace>> places_;  // outlive all that computes there
   ModelDescription model_;
   std::shared_ptr<const model::Tokenizer> tokenizer_;
   // Of the ranks here that no follower owns; their runners use them.

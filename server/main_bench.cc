@@ -18,6 +18,7 @@
 #include "server/commands.h"
 #include "server/exit_code.h"
 #include "server/main_bench_experts.h"
+#include "server/main_embedded.h"
 #include "server/main_roles.h"
 
 namespace baton::server {

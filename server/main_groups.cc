@@ -83,20 +83,6 @@ absl::StatusOr<std::unique_ptr<transport::GpuPlace>> GpuPlaceOfProcess(
   return place;
 }
 
-absl::StatusOr<std::vector<std::unique_ptr<transport::GpuPlace>>> GpuPlacesOfThreads(
-    const Config& config, RunnerRole role, const model::RunnerOptions& options) {
-  std::vector<std::unique_ptr<transport::GpuPlace>> places;
-  const int32_t ranks = RanksOf(config, role);
-  if (options.device.backend != kernels::BackendKind::kCuda || ranks == 1) return places;
-  const int32_t prefill_ranks = RanksOf(config, RunnerRole::kPrefill);
-  const bool apart = prefill_ranks + RanksOf(config, RunnerRole::kDecode) <= transport::CountGpus();
-  const int32_t first = role == RunnerRole::kDecode && apart ? prefill_ranks : 0;
-  for (int32_t rank = 0; rank < ranks; ++rank) {
-    BATON_ASSIGN_OR_RETURN(places.emplace_back(), transport::CreateGpuPlace(first + rank));
-  }
-  return places;
-}
-
 absl::StatusOr<std::vector<std::unique_ptr<transport::Rendezvous>>> MeetAsThreads(
     int32_t ranks, std::span<const std::unique_ptr<transport::GpuPlace>> places,
     std::shared_ptr<Clock> clock) {

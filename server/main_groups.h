@@ -30,14 +30,11 @@ namespace baton::server {
 // experts.
 std::unique_ptr<transport::Collectives> GroupOfOne(const model::RunnerOptions& options);
 
-// A worker's ranks on GPUs have a GPU each, of those that the process sees: rank r of processes the
-// r-th, modulo their number, so that hosts with equally many need no further word; ranks that are
-// threads the first ones, and a decode worker's those behind the prefill worker's where there are
-// as many. Null, or empty, where the backend is none of GPUs and for a worker of one rank.
+// The GPU of a rank that is a process: that of its number, of those that the process sees, modulo
+// their number, so that hosts with equally many need no further word. Null where the backend is
+// none of GPUs and for a worker of one rank.
 absl::StatusOr<std::unique_ptr<transport::GpuPlace>> GpuPlaceOfProcess(
     const Config& config, RunnerRole role, int32_t rank, model::RunnerOptions& options);
-absl::StatusOr<std::vector<std::unique_ptr<transport::GpuPlace>>> GpuPlacesOfThreads(
-    const Config& config, RunnerRole role, const model::RunnerOptions& options);
 
 // How ranks that are threads of this process meet, in their order, each at its place if it has one.
 absl::StatusOr<std::vector<std::unique_ptr<transport::Rendezvous>>> MeetAsThreads(

@@ -17,14 +17,12 @@
 #include "server/main_model.h"
 #include "server/operator_pages.h"
 #include "transport/faulty/faulty_transport.h"
-#include "transport/inproc/inproc_transport.h"
 #include "transport/nccl/nccl_transport.h"
 #include "transport/ucx/ucx_transport.h"
 
 namespace baton::server {
 namespace {
 
-constexpr char kLoopback[] = "127.0.0.1:0";
 constexpr uint64_t kKiB = uint64_t{1} << 10;
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 // After a drain nothing runs: this is for the last bytes on their way to clients.
@@ -33,55 +31,6 @@ constexpr Duration kShutdownGrace = Duration::Seconds(2);
 uint64_t RandomBits() {
   std::random_device random;
   return uint64_t{random()} << 32 | random();
-}
-
-// The ranks of one role in this process, with endpoints that reach those of the other.
-absl::StatusOr<std::vector<EmbeddedRank>> MakeRanks(const Config& config, RunnerRole role,
-                                                    const ModelFiles& files,
-                                                    transport::InprocFabric& fabric) {
-  if (config.handoff().transport() == "nccl") {
-    return absl::InvalidArgumentError(
-        "handoff.transport: nccl connects different GPUs, and serve has both workers on one; set "
-        "it to auto, or run prefill and decode as processes");
-  }
-  // Both ends are here, so nobody else needs to reach them; one port cannot serve all.
-  Config local = config;
-  local.mutable_handoff()->mutable_ucx()->set_listen_port(0);
-  const auto clock = std::make_shared<MonotonicClock>();
-  BATON_ASSIGN_OR_RETURN(model::RunnerOptions options,
-                         RunnerOptionsFor(config, role, *files.model));
-  std::vector<EmbeddedRank> ranks(static_cast<size_t>(RanksOf(config, role)));
-  BATON_ASSIGN_OR_RETURN(auto places, GpuPlacesOfThreads(config, role, options));
-  if (ranks.size() == 1) {
-    ranks[0].collectives = GroupOfOne(options);
-  } else if (role == RunnerRole::kPrefill) {
-    BATON_ASSIGN_OR_RETURN(auto group, FormThreadGroup(config, role, places, clock));
-    for (size_t i = 0; i < ranks.size(); ++i) ranks[i].collectives = std::move(group[i]);
-  } else {
-    BATON_ASSIGN_OR_RETURN(auto group, DecodeThreadGroup(config, files.description, places, clock));
-    for (size_t i = 0; i < ranks.size(); ++i) ranks[i].group = std::move(group[i]);
-  }
-  for (size_t i = 0; i < ranks.size(); ++i) {
-    options.group.collectives = ranks[i].collectives.get();
-    options.group.overlap_rows = 0;
-    if (!places.empty()) {
-      ranks[i].place = std::move(places[i]);
-      options.device.gpu = ranks[i].place->gpu();
-      options.device.queue = ranks[i].place->queue();
-    }
-    if (ranks[i].group != nullptr) {
-      options.group.collectives = ranks[i].group->seat.get();
-      options.group.stepped = true;
-    }
-    BATON_ASSIGN_OR_RETURN(ranks[i].runner, model::CreateRunner(files.model, options));
-    if (config.handoff().transport() == "ucx") {
-      BATON_ASSIGN_OR_RETURN(ranks[i].transport, MakeProcessTransport(local, role, options.device,
-                                                                      kLoopback, clock, Log()));
-    } else {
-      ranks[i].transport = fabric.NewEndpoint(absl::StrCat(RoleName(role), "-", i));
-    }
-  }
-  return ranks;
 }
 
 // What handoff.* says; but for the GPU, where to listen, and the log.
@@ -328,29 +277,6 @@ Duration FaultPollInterval(const Config& config) {
   const v1::Faults& f = config.handoff().faults();
   const double sum = f.drop() + f.delay() + f.reorder() + f.duplicate() + f.corrupt() + f.cut();
   return sum > 0 ? Duration::Millis(1) : Duration();
-}
-
-absl::StatusOr<EmbeddedParts> MakeEmbeddedParts(const Config& config, const ModelFiles& files) {
-  EmbeddedParts parts;
-  parts.model = files.description;
-  BATON_ASSIGN_OR_RETURN(parts.tokenizer, model::Tokenizer::Load(files.model->directory));
-  Config threads = config;  // also where a file says how its ranks would meet as processes
-  threads.mutable_prefill()->clear_group_addresses();
-  threads.mutable_decode()->clear_group_addresses();
-  transport::InprocFabric fabric;
-  BATON_ASSIGN_OR_RETURN(parts.prefill_ranks,
-                         MakeRanks(threads, RunnerRole::kPrefill, files, fabric));
-  BATON_ASSIGN_OR_RETURN(parts.decode_ranks,
-                         MakeRanks(threads, RunnerRole::kDecode, files, fabric));
-  for (EmbeddedRank& rank : parts.prefill_ranks) {
-    rank.transport = WithFaults(config, std::move(rank.transport));
-  }
-  parts.group_timeout = Duration::Millis(config.group().timeout_ms());
-  parts.prefill_poll_interval = FaultPollInterval(config);
-  parts.prefill = PrefillLoopOptionsFor(config);
-  parts.decode = DecodeLoopOptionsFor(config, files.description);
-  parts.router = RouterServerOptionsFor(config);
-  return parts;
 }
 
 absl::Status WritePortFile(const std::string& path, int grpc_port, int http_port) {

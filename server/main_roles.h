@@ -19,7 +19,6 @@
 #include "model/tokenizer.h"
 #include "prefill_worker/service.h"
 #include "server/cli.h"
-#include "server/embedded.h"
 #include "server/grpc_host.h"
 #include "server/http_server.h"
 #include "server/main_groups.h"
@@ -93,9 +92,6 @@ std::unique_ptr<transport::KvTransport> WithFaults(
     const Config& config, std::unique_ptr<transport::KvTransport> transport);
 // How often a prefill worker polls a transport that may hold messages back; zero without faults.
 Duration FaultPollInterval(const Config& config);
-
-// Everything that Embedded needs, with the ranks of both workers.
-absl::StatusOr<EmbeddedParts> MakeEmbeddedParts(const Config& config, const ModelFiles& files);
 
 // Writes "grpc=PORT\nhttp=PORT\n" to `path` in one step, for whoever waits for the file.
 absl::Status WritePortFile(const std::string& path, int grpc_port, int http_port);

@@ -9,6 +9,7 @@
 #include "base/status_macros.h"
 #include "server/commands.h"
 #include "server/exit_code.h"
+#include "server/main_embedded.h"
 #include "server/main_model.h"
 #include "server/main_roles.h"
 

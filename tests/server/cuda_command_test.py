@@ -80,13 +80,14 @@ class Serving(unittest.TestCase):
     PROMPTS = ("The command", "The name of the file is")
     TOKENS = "4"
 
-    def setUp(self):
+    def serve(self, *flags, environment=None):
         folder = self.enterContext(tempfile.TemporaryDirectory())
         ports, self.log = pathlib.Path(folder, "ports"), pathlib.Path(folder, "log")
         with self.log.open("wb") as log:
             self.server = subprocess.Popen(
                 [BATON, "serve", "--device", "cuda", f"--model={MODEL}", "--port=127.0.0.1:0", "--http-port=127.0.0.1:0",
-                 "--prefill.memory_mb=64", "--decode.memory_mb=64", f"--port-file={ports}"], stderr=log)  # fmt: skip
+                 "--prefill.memory_mb=64", "--decode.memory_mb=64", f"--port-file={ports}", *flags],
+                stderr=log, env=os.environ | (environment or {}))  # fmt: skip
         self.addCleanup(self.server.wait)
         self.addCleanup(self.server.kill)
         for _ in range(600):
@@ -101,6 +102,23 @@ class Serving(unittest.TestCase):
             return response.read().decode()
 
     def test_greedy_tokens_are_the_cpus(self):
+        self.serve()
+        self.expect_the_tokens_of_the_cpu()
+
+    @unittest.skipIf(GPU == "gpu", "the machine may have fewer GPUs")
+    def test_ranks_on_gpus_of_their_own(self):
+        self.serve("--prefill.ranks=2", "--decode.ranks=2", "--decode.redundant_experts=4", "--group.timeout_ms=60000",
+                   environment={"SIMT_DEVICES": "4"})  # fmt: skip
+        self.expect_the_tokens_of_the_cpu()
+
+    @unittest.skipIf(GPU == "gpu", "the machine may have more GPUs")
+    def test_more_ranks_than_gpus_are_refused(self):
+        code, out, err = baton("serve", "--device=cuda", f"--model={MODEL}", "--prefill.ranks=2", "--decode.ranks=2")
+        self.assertEqual((code, out), (1, ""), err)
+        self.assertIn("error: each rank needs a GPU of its own: 2 of prefill and 2 of decode want 4, and this process sees 2; "
+                      "lower --prefill.ranks or --decode.ranks", err)  # fmt: skip
+
+    def expect_the_tokens_of_the_cpu(self):
         self.assertEqual(self.http("/ready"), "ready\n")
         flags = ("--max-tokens", self.TOKENS, "--temperature", "0")
         clients = [subprocess.Popen([BATON, "complete", "--server", f"127.0.0.1:{self.ports['grpc']}", *flags, prompt],

@@ -5,22 +5,17 @@
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
-#include <filesystem>
 #include <map>
 #include <string>
 #include <thread>
 #include <tuple>
 #include <vector>
 
-#include "base/check.h"
 #include "base/random.h"
-#include "base/thread.h"
 #include "proto/baton/v1/worker.grpc.pb.h"
-#include "server/client.h"
-#include "server/main_roles.h"
 #include "tests/sanitized.h"
+#include "tests/server/embedded_server.h"
 
 namespace baton::server {
 namespace {
@@ -44,30 +39,6 @@ void PrintTo(const Shape& shape, std::ostream* out) {
        << shape.redundant_experts << " " << shape.transport << " " << shape.backend;
 }
 
-// A checkpoint of this repository, with the demo model's tokenizer where it has none: requests come
-// as token ids.
-class ModelFolder {
- public:
-  explicit ModelFolder(const std::string& name) {
-    char path[] = "/tmp/baton-ranks-XXXXXX";
-    BATON_CHECK(mkdtemp(path) != nullptr);
-    path_ = path;
-    const std::string source = BATON_SOURCE_DIR;
-    for (const std::string& from : {source + "/models/demo", source + "/" + name}) {
-      for (const auto& file : std::filesystem::directory_iterator(from)) {
-        const std::filesystem::path to = path_ / file.path().filename();
-        std::filesystem::remove(to);
-        std::filesystem::create_symlink(file.path(), to);
-      }
-    }
-  }
-  ~ModelFolder() { std::filesystem::remove_all(path_); }
-  std::string path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
-
 Config ConfigFor(const std::string& model, const Shape& shape) {
   LoadedConfig loaded = LoadConfig({}).value();
   Config config = loaded.config;
@@ -90,63 +61,6 @@ Config ConfigFor(const std::string& model, const Shape& shape) {
   config.mutable_decode()->mutable_rebalance()->set_half_life_steps(1);
   return config;
 }
-
-// All roles in this process, with as many ranks as `shape` says.
-class Server {
- public:
-  Server(const std::string& model, const Shape& shape) : Server(ConfigFor(model, shape)) {}
-  explicit Server(const Config& config)
-      : files_(LoadModelFiles(config).value()),
-        metrics_(MetricsOptionsFor(config, files_.description)) {
-    EmbeddedParts parts = MakeEmbeddedParts(config, files_).value();
-    for (EmbeddedRank& rank : parts.decode_ranks) {
-      if (rank.group != nullptr) decode_.push_back(rank.group->seat.get());
-    }
-    embedded_ = Embedded::Start(std::move(parts), clock_, metrics_, Log()).value();
-  }
-
-  std::vector<std::vector<TokenId>> TokensOf(const std::vector<ClientRequest>& requests) {
-    std::vector<std::vector<TokenId>> tokens(requests.size());
-    std::vector<Thread> clients;
-    for (size_t i = 0; i < requests.size(); ++i) {
-      clients.emplace_back("client", [this, &requests, &tokens, i] {
-        const auto result =
-            MakeCompletionClient(embedded_->Channel())
-                ->Generate(requests[i], [](const auto&, const auto&) { return true; });
-        EXPECT_TRUE(result.ok()) << result.status();
-        if (result.ok()) tokens[i] = result->token_ids;
-      });
-    }
-    clients.clear();
-    return tokens;
-  }
-
-  bool Drain() {
-    embedded_->Drain();
-    const Tick until = clock_.Now() + Duration::Seconds(30);
-    while (!embedded_->drained() && clock_.Now() < until) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    return embedded_->drained();
-  }
-
-  double Metric(const std::string& series) const {
-    const std::string text = "\n" + metrics_.Render();
-    const size_t at = text.find("\n" + series + " ");
-    return at == std::string::npos ? -1 : std::stod(text.substr(at + series.size() + 2));
-  }
-
-  Embedded& embedded() { return *embedded_; }
-  transport::Collectives& decode_rank(size_t rank) { return *decode_[rank]; }
-  int32_t vocab_size() const { return files_.description.vocab_size; }
-
- private:
-  MonotonicClock clock_;
-  const ModelFiles files_;
-  Metrics metrics_;
-  std::vector<transport::Collectives*> decode_;
-  std::unique_ptr<Embedded> embedded_;
-};
 
 // Fewer tokens than ranks, within a page, chunks and pages; greedy and sampled.
 std::vector<ClientRequest> Requests(int32_t vocab_size) {
@@ -193,11 +107,11 @@ TEST_P(EmbeddedRanks, GiveTheTokensOfOneRank) {
   std::map<std::string, std::vector<std::vector<TokenId>>> expected;  // by backend
   for (const Shape& shape : std::get<1>(GetParam())) {
     SCOPED_TRACE(testing::PrintToString(shape));
-    Server server(model.path(), shape);
+    Server server(ConfigFor(model.path(), shape));
     const std::vector<ClientRequest> requests = Requests(server.vocab_size());
     auto& one_rank = expected[shape.backend];
     if (one_rank.empty()) {
-      one_rank = Server(model.path(), {.backend = shape.backend}).TokensOf(requests);
+      one_rank = Server(ConfigFor(model.path(), {.backend = shape.backend})).TokensOf(requests);
     }
     const std::vector<std::vector<TokenId>> tokens = server.TokensOf(requests);
     for (size_t i = 0; i < requests.size(); ++i) {
@@ -251,7 +165,7 @@ TEST(EmbeddedRanksDispatch, RoundedRowsGiveTheSameTokensOnAnyNumberOfRanks) {
 
 TEST(EmbeddedRanksFailure, ABrokenGroupShowsAndEndsAtOnce) {
   const ModelFolder model("tests/data/models/bf16-lora-yarn");
-  Server server(model.path(), {2, 4});
+  Server server(ConfigFor(model.path(), {2, 4}));
   server.TokensOf(Requests(server.vocab_size()));
   EXPECT_TRUE(server.embedded().health().ok());
   server.decode_rank(2).Abort(absl::DataLossError("a stroke of lightning"));

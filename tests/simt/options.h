@@ -26,7 +26,8 @@ struct Options {
   bool check_races = false;
   // OS threads that blocks are spread over.
   int workers = 2;
-  // What the emulated devices are.
+  // What the emulated devices are. Of a program that sets no options SIMT_DEVICES in the
+  // environment says how many there are.
   int devices = 2;
   int compute_major = 9;
   int compute_minor = 0;

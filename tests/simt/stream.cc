@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <thread>
 #include <utility>
 
@@ -13,6 +14,7 @@ namespace {
 
 constexpr int kHelpers = 3;  // threads beside the device's own; Options::workers - 1 of them run
 constexpr std::chrono::microseconds kPause(50);
+constexpr int kMostDevices = 64;
 constexpr int64_t kWorthHelp = 4096;  // threads of a grid that are worth waking another OS thread
 
 void Join(OrderClock& into, const OrderClock& other) {
@@ -30,6 +32,12 @@ std::optional<Fault> TakeFault() { return Runtime::Get().TakeFault(); }
 void ReportFault(const Fault& fault) { Runtime::Get().Report(fault); }
 bool IsOrderedBehind(uint32_t op, uint32_t earlier) {
   return Runtime::Get().IsOrderedBehind(op, earlier);
+}
+
+// Of a program that sets no options.
+Runtime::Runtime() {
+  const char* const devices = std::getenv("SIMT_DEVICES");
+  if (devices != nullptr) options_.devices = std::clamp(std::atoi(devices), 0, kMostDevices);
 }
 
 Runtime& Runtime::Get() {

@@ -130,7 +130,7 @@ class Runtime {
     OrderClock clock;
   };
 
-  Runtime() = default;
+  Runtime();
   void RunDevice(int device);
   void RunWorker();
   void StartThreads();

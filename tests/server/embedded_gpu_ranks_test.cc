@@ -1,0 +1,149 @@
+// Workers of several ranks in one process, each rank on an emulated GPU of its own: the tokens of
+// two ranks that share one, whatever carries the latents, while experts move.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "tests/server/embedded_server.h"
+#include "tests/simt/options.h"
+
+namespace baton::server {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using Ints = std::vector<int>;
+
+constexpr int kGpus = 4;
+constexpr int32_t kOutputTokens = 5;
+
+struct Shape {
+  int prefill_ranks = 1;
+  int decode_ranks = 1;
+  int redundant_experts = 0;  // of both
+  std::string transport = "auto";
+  std::string memory = "auto";  // of messages over NCCL
+  std::string carrier = "nccl";
+};
+void PrintTo(const Shape& shape, std::ostream* out) {
+  *out << "TP" << shape.prefill_ranks << " EP" << shape.decode_ranks << " +"
+       << shape.redundant_experts << " " << shape.transport << " " << shape.memory;
+}
+
+// Patient, as the emulation is slow.
+Config ConfigFor(const std::string& model, const Shape& shape) {
+  LoadedConfig loaded = LoadConfig({}).value();
+  Config config = loaded.config;
+  config.mutable_model()->set_path(model);
+  config.mutable_kernels()->set_backend("cuda");
+  config.mutable_handoff()->set_transport(shape.transport);
+  config.mutable_handoff()->mutable_nccl()->set_memory(shape.memory);
+  config.mutable_handoff()->mutable_nccl()->set_staging_mb(16);
+  config.mutable_handoff()->set_timeout_ms(60000);
+  config.mutable_group()->set_timeout_ms(60000);
+  config.mutable_prefill()->set_ranks(shape.prefill_ranks);
+  config.mutable_prefill()->set_redundant_experts(shape.redundant_experts);
+  config.mutable_prefill()->set_pages(16);
+  config.mutable_prefill()->set_chunk_tokens(32);
+  config.mutable_decode()->set_ranks(shape.decode_ranks);
+  config.mutable_decode()->set_redundant_experts(shape.redundant_experts);
+  config.mutable_decode()->set_pages(16);
+  config.mutable_decode()->set_prefill_timeout_ms(120000);
+  config.mutable_decode()->set_reserve_output_tokens(16);
+  config.mutable_decode()->set_max_sequences(8);
+  config.mutable_decode()->set_max_batch_rows(8);
+  config.mutable_decode()->mutable_rebalance()->set_interval_ms(1);  // experts move all the time
+  config.mutable_decode()->mutable_rebalance()->set_min_gain(0);
+  config.mutable_decode()->mutable_rebalance()->set_half_life_steps(1);
+  return config;
+}
+
+// Within a page, chunks and pages; greedy and sampled.
+std::vector<ClientRequest> Requests(int32_t vocab_size) {
+  Rng rng(5);
+  std::vector<ClientRequest> requests;
+  for (const int length : {1, 40, 70}) {
+    ClientRequest request;
+    for (int i = 0; i < length; ++i) {
+      request.token_ids.push_back(
+          static_cast<TokenId>(rng.Below(static_cast<uint64_t>(vocab_size))));
+    }
+    request.max_tokens = kOutputTokens;
+    request.ignore_eos = true;
+    request.seed = rng.Below(1000);
+    request.temperature = requests.size() % 2 == 0 ? 0.0f : 0.9f;
+    requests.push_back(std::move(request));
+  }
+  return requests;
+}
+
+class EmbeddedGpuRanks : public testing::TestWithParam<std::string> {
+ protected:
+  EmbeddedGpuRanks() : options_({.seed = 3, .devices = kGpus}) {}
+  void TearDown() override {
+    const std::optional<simt::Fault> fault = simt::TakeFault();
+    EXPECT_FALSE(fault.has_value()) << fault->Text();
+  }
+  const simt::ScopedOptions options_;
+};
+
+TEST_P(EmbeddedGpuRanks, GiveTheTokensOfOneRank) {
+  const ModelFolder model(GetParam());
+  std::vector<std::vector<TokenId>> expected;
+  for (const Shape& shape : std::vector<Shape>{
+           {.carrier = "inproc"},
+           {.prefill_ranks = 2, .decode_ranks = 2, .redundant_experts = 2},
+           {.transport = "nccl"},
+           {.decode_ranks = 3, .transport = "inproc", .carrier = "inproc"},
+           {.prefill_ranks = 2, .transport = "nccl", .memory = "pinned"},
+           {.prefill_ranks = 2, .decode_ranks = 2, .transport = "ucx", .carrier = "ucx"}}) {
+    SCOPED_TRACE(testing::PrintToString(shape));
+    Server server(ConfigFor(model.path(), shape));
+    EXPECT_THAT(server.carriers(), ElementsAre(shape.carrier));
+    const std::vector<ClientRequest> requests = Requests(server.vocab_size());
+    const std::vector<std::vector<TokenId>> tokens = server.TokensOf(requests);
+    if (expected.empty()) expected = tokens;
+    for (const std::vector<TokenId>& answer : tokens) {
+      EXPECT_EQ(answer.size(), static_cast<size_t>(kOutputTokens));
+    }
+    EXPECT_EQ(tokens, expected);
+    EXPECT_TRUE(server.Drain());
+    EXPECT_EQ(server.Metric("baton_handoff_sent_bytes_total"),
+              server.Metric("baton_handoff_received_bytes_total"));
+    EXPECT_TRUE(server.embedded().health().ok());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, EmbeddedGpuRanks,
+                         testing::Values("tests/data/models/bf16-lora-yarn",
+                                         "tests/data/models/fp8-sharded-mtp"),
+                         [](const auto& info) { return "Model" + std::to_string(info.index); });
+
+TEST(GpuPlan, EachRankHasAGpuOrAnErrorSaysHowManyThereAre) {
+  const Config groups = ConfigFor("", {.prefill_ranks = 2, .decode_ranks = 3});
+  const GpuPlan plan = PlanGpus(groups, 6).value();
+  EXPECT_EQ(plan.prefill, (Ints{0, 1}));
+  EXPECT_EQ(plan.decode, (Ints{2, 3, 4}));
+  EXPECT_TRUE(plan.apart);
+  const absl::Status few = PlanGpus(groups, 4).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(few));
+  EXPECT_THAT(std::string(few.message()),
+              HasSubstr("2 of prefill and 3 of decode want 5, and this process sees 4; lower "
+                        "--prefill.ranks or --decode.ranks"));
+
+  const Config alone = ConfigFor("", {});
+  EXPECT_EQ(PlanGpus(alone, 2).value().decode, Ints{1});
+  EXPECT_EQ(PlanGpus(alone, 1).value().decode, Ints{0});
+  EXPECT_FALSE(PlanGpus(alone, 1).value().apart);
+  Config on_cpu = groups;
+  on_cpu.mutable_kernels()->set_backend("cpu");
+  EXPECT_TRUE(PlanGpus(on_cpu, 8).value().prefill.empty());
+}
+
+}  // namespace
+}  // namespace baton::server
