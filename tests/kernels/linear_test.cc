@@ -18,6 +18,7 @@ std::string Describe(const Dims& dims, DType act, DType weight) {
 class LinearTest : public KernelTest {};
 
 TEST_P(LinearTest, MatchesReference) {
+  CaseShare share(GetParam(), 5);
   for (const Dims dims : {Dims{1, 1, 1},
                           {1, 3, 64},
                           {2, 5, 17},
@@ -29,6 +30,7 @@ TEST_P(LinearTest, MatchesReference) {
                           {140, 20, 72}}) {
     for (DType act : {DType::kF32, DType::kBF16}) {
       for (DType weight : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+        if (!share.Mine()) continue;
         SCOPED_TRACE(Describe(dims, act, weight));
         const Owned x = Random(rng_, act, {dims.rows, dims.k});
         const OwnedWeight w = RandomWeight(rng_, weight, dims.n, dims.k);
@@ -80,10 +82,12 @@ TEST_P(LinearTest, WidensEveryFp8CodeExactly) {
   // NaN codes would swallow every sum they take part in; they get their own check below.
   w.as<uint8_t>()[0x7F] = 0;
   w.as<uint8_t>()[0xFF] = 0;
+  CaseShare share(GetParam(), 9);
   for (int64_t rows :
        {1, 8}) {  // below and above the number from which weights are widened beforehand
     for (DType act : {DType::kF32, DType::kBF16}) {
       for (int code = 0; code < 256; ++code) {
+        if (!share.Mine()) continue;
         Owned x(act, {rows, 256}), out(DType::kF32, {rows, 1});
         for (int64_t r = 0; r < rows; ++r) x.set(r * 256 + code, 1.0f);
         EXPECT_OK(Linear(
@@ -127,7 +131,9 @@ TEST_P(LinearTest, ReadsStridedRowsInPlace) {
 
 // A slice of a matrix, wherever in a block it begins and ends, gives those outputs of the whole.
 TEST_P(LinearTest, SlicesOfAMatrixGiveTheSameBits) {
+  CaseShare share(GetParam(), 5);
   for (DType weight : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+    if (!share.Mine()) continue;
     const Dims dims{6, 390, 200};
     SCOPED_TRACE(Describe(dims, DType::kBF16, weight));
     const Owned x = Random(rng_, DType::kBF16, {dims.rows, dims.k});
@@ -160,8 +166,10 @@ TEST_P(LinearTest, SlicesOfAMatrixGiveTheSameBits) {
 }
 
 TEST_P(LinearTest, RowInvariant) {
+  CaseShare share(GetParam(), 9);
   for (DType act : {DType::kF32, DType::kBF16}) {
     for (DType weight : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+      if (!share.Mine()) continue;
       // The emulation's race check costs sevenfold; there the product is smaller.
       const Dims dims = GetParam().check_races ? Dims{18, 35, 136} : Dims{33, 131, 328};
       SCOPED_TRACE(Describe(dims, act, weight));
@@ -193,8 +201,10 @@ TEST_P(LinearTest, RowInvariant) {
 
 // Backends choose their tiles by the number of rows; no bit may show which.
 TEST_P(LinearTest, LargeBatchesGiveTheSameBits) {
+  CaseShare share(GetParam(), 3);
   for (DType act : {DType::kF32, DType::kBF16}) {
     for (DType weight : {DType::kBF16, DType::kF8E4M3}) {
+      if (!share.Mine()) continue;
       const Dims dims{130, 37, 200};
       SCOPED_TRACE(Describe(dims, act, weight));
       const Owned x = Random(rng_, act, {dims.rows, dims.k});
