@@ -100,8 +100,9 @@ class RankMaker {
       rank.transport = fabric.NewEndpoint(absl::StrCat(RoleName(role), "-", number));
       return absl::OkStatus();
     }
-    BATON_ASSIGN_OR_RETURN(rank.transport, MakeProcessTransport(config_, role, options.device,
-                                                                kLoopback, clock_, Log()));
+    BATON_ASSIGN_OR_RETURN(rank.transport,
+                           MakeProcessTransport(config_, role, options.device, rank.place.get(),
+                                                kLoopback, clock_, Log()));
     return absl::OkStatus();
   }
 

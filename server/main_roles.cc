@@ -154,8 +154,9 @@ absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole rol
   BATON_ASSIGN_OR_RETURN(parts.options, RunnerOptionsFor(config, role, *files.model));
   BATON_ASSIGN_OR_RETURN(parts.place, GpuPlaceOfProcess(config, role, parts.rank, parts.options));
   const auto make_transport = [&]() -> absl::Status {
-    BATON_ASSIGN_OR_RETURN(parts.transport, MakeProcessTransport(config, role, parts.options.device,
-                                                                 address, clock, log));
+    BATON_ASSIGN_OR_RETURN(
+        parts.transport, MakeProcessTransport(config, role, parts.options.device, parts.place.get(),
+                                              address, clock, log));
     return absl::OkStatus();
   };
   // Early, as its mistakes are cheap to find; but what is wrong with a GPU its runner says best.
@@ -207,7 +208,8 @@ RoleProcess WorkerProcess(wire::Worker& worker, const WorkerParts& parts,
 
 absl::StatusOr<std::unique_ptr<transport::KvTransport>> MakeProcessTransport(
     const Config& config, RunnerRole role, const kernels::DeviceOptions& device,
-    const std::string& address, std::shared_ptr<Clock> clock, const Log& log) {
+    const transport::GpuPlace* place, const std::string& address, std::shared_ptr<Clock> clock,
+    const Log& log) {
   const bool on_gpu = device.backend == kernels::BackendKind::kCuda;
   std::string carrier = config.handoff().transport();
   if (carrier == "auto") carrier = on_gpu ? "nccl" : "ucx";
@@ -226,6 +228,7 @@ absl::StatusOr<std::unique_ptr<transport::KvTransport>> MakeProcessTransport(
   if (carrier == "nccl") {
     transport::NcclTransportOptions options = NcclOptionsFor(config, role);
     options.gpu = device.gpu;
+    if (place != nullptr) options.launches = place->launches();
     options.listen_ip = listen_ip;
     options.log = log;
     BATON_ASSIGN_OR_RETURN(std::unique_ptr<transport::KvTransport> nccl,

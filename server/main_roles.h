@@ -79,10 +79,11 @@ absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole rol
 
 // The transport of a rank whose worker listens for streams at `address`. Where handoff.ucx says
 // nothing else, it listens where the worker does: on that IP address, or everywhere. `device` is
-// the rank's runner's.
+// the rank's runner's; `place` where it is one of several on GPUs, else null.
 absl::StatusOr<std::unique_ptr<transport::KvTransport>> MakeProcessTransport(
     const Config& config, RunnerRole role, const kernels::DeviceOptions& device,
-    const std::string& address, std::shared_ptr<Clock> clock, const Log& log);
+    const transport::GpuPlace* place, const std::string& address, std::shared_ptr<Clock> clock,
+    const Log& log);
 
 // The IP address in `address` (host:port); empty when its host is a name, or every interface.
 std::string SpecificIp(const std::string& address);

@@ -124,6 +124,28 @@ INSTANTIATE_TEST_SUITE_P(Models, EmbeddedGpuRanks,
                                          "tests/data/models/fp8-sharded-mtp"),
                          [](const auto& info) { return "Model" + std::to_string(info.index); });
 
+// Prefill's GPUs have room for one call or send at a time, decode's for as many receives as are
+// granted beside one call: whatever the order of launches, nobody waits for ever.
+TEST(EmbeddedGpuRanksRoom, GroupsAndHandOffsNeedNoMoreThanTheySay) {
+  const ModelFolder model("tests/data/models/bf16-lora-yarn");
+  Config config = ConfigFor(model.path(), {.prefill_ranks = 2, .decode_ranks = 2});
+  config.mutable_handoff()->mutable_nccl()->set_max_concurrent(2);
+  config.mutable_handoff()->mutable_nccl()->set_coalesce_ms(0);  // many small batches
+  std::vector<std::vector<TokenId>> expected;
+  for (uint64_t seed = 1; seed <= 4; ++seed) {
+    SCOPED_TRACE(seed);
+    const simt::ScopedOptions options(
+        {.seed = seed, .devices = kGpus, .nccl_room = {1, 1, 1 + 2, 1 + 2}});
+    Server server(config);
+    const auto tokens = server.TokensOf(Requests(server.vocab_size()));
+    if (expected.empty()) expected = tokens;
+    EXPECT_EQ(tokens, expected);
+    EXPECT_TRUE(server.embedded().health().ok());
+    EXPECT_TRUE(server.Drain());
+  }
+  EXPECT_FALSE(simt::TakeFault().has_value());
+}
+
 TEST(GpuPlan, EachRankHasAGpuOrAnErrorSaysHowManyThereAre) {
   const Config groups = ConfigFor("", {.prefill_ranks = 2, .decode_ranks = 3});
   const GpuPlan plan = PlanGpus(groups, 6).value();

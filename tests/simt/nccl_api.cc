@@ -134,10 +134,14 @@ class Operation {
                    .where = {}});
       return true;
     }
+    const auto is_aborted = [this] { return comm_->state() == NcclComm::State::kAborted; };
+    has_place_ = has_place_ || comm_->TakePlace();
+    if (!has_place_ && !is_aborted()) return false;
     if (!has_begun_) Begin(op);
     if (!comm_->Progress(sends_, receives_)) return false;
-    End(op, comm_->state() == NcclComm::State::kAborted);
+    End(op, is_aborted());
     has_begun_ = false;
+    if (std::exchange(has_place_, false)) comm_->LeavePlace();
     comm_->Leave();
     return true;
   }
@@ -232,6 +236,7 @@ class Operation {
   const std::shared_ptr<NcclComm> comm_;
   const std::vector<Call> calls_;
   bool has_begun_ = false;
+  bool has_place_ = false;
   std::deque<Buffers> buffers_;
   std::vector<NcclTransfer> sends_, receives_;
 };

@@ -9,10 +9,13 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <sstream>
 #include <utility>
 
 #include "tests/simt/block.h"
+#include "tests/simt/options.h"
 
 namespace baton::simt {
 namespace {
@@ -172,6 +175,34 @@ bool NcclComm::Accept(int listener) {
 bool NcclComm::Enter(const void* operation) {
   const void* none = nullptr;
   return running_.compare_exchange_strong(none, operation) || none == operation;
+}
+
+namespace {
+
+std::mutex places_mutex;
+std::map<int, int> places_taken;  // by device; guarded by places_mutex
+
+}  // namespace
+
+bool NcclComm::TakePlace() {
+  const auto room = GetOptions().nccl_room;
+  const size_t device = static_cast<size_t>(device_);
+  const int most = device < room.size() ? room[device] : 0;
+  const std::lock_guard<std::mutex> lock(places_mutex);
+  int& taken = places_taken[device_];
+  if (most > 0 && taken >= most) return false;
+  ++taken;
+  return true;
+}
+
+int NcclComm::PlacesTaken(int device) {
+  const std::lock_guard<std::mutex> lock(places_mutex);
+  return places_taken[device];
+}
+
+void NcclComm::LeavePlace() {
+  const std::lock_guard<std::mutex> lock(places_mutex);
+  --places_taken[device_];
 }
 
 bool NcclComm::Send(NcclTransfer& t) {

@@ -65,6 +65,11 @@ class NcclComm {
   // Only one operation runs on a communicator at a time: false while another does.
   bool Enter(const void* operation);
   void Leave() { running_ = nullptr; }
+  // Takes a place on the device, for an operation that has none: false while it has no room
+  // (Options::nccl_room).
+  bool TakePlace();
+  void LeavePlace();
+  static int PlacesTaken(int device);
   // Operations enqueued and not finished.
   std::atomic<int> pending{0};
   // Calls of a group have been taken and are not enqueued yet.

@@ -9,9 +9,11 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/random.h"
+#include "tests/simt/nccl_comm.h"
 #include "tests/simt/options.h"
 #include "tests/transport/child_process.h"
 
@@ -329,6 +331,94 @@ TEST_F(NcclTest, AKilledProcessIsALostPeer) {
   EXPECT_EQ(ncclCommAbort(comm), ncclSuccess);
   EXPECT_EQ(cudaStreamDestroy(self.stream), cudaSuccess);
   for (void* data : self.owned) EXPECT_EQ(cudaFree(data), cudaSuccess);
+}
+
+// Two ranks with two communicators, of which each rank launches another one first, as it must not
+// be where only one finds room at a time.
+class TwoOrders {
+ public:
+  TwoOrders() {
+    ncclUniqueId ids[2];
+    for (ncclUniqueId& id : ids) EXPECT_EQ(ncclGetUniqueId(&id), ncclSuccess);
+    OnRanks([&](int rank) {
+      for (size_t c = 0; c < 2; ++c) {
+        Side& side = At(rank, c);
+        EXPECT_EQ(cudaStreamCreateWithFlags(&side.stream, cudaStreamNonBlocking), cudaSuccess);
+        EXPECT_EQ(ncclCommInitRank(&side.comm, 2, ids[c], rank), ncclSuccess);
+        EXPECT_EQ(cudaMalloc(&side.data, 2 * kBytes), cudaSuccess);
+        EXPECT_EQ(cudaMemset(side.data, 0, 2 * kBytes), cudaSuccess);
+      }
+    });
+    // The first of each rank runs before the second is launched.
+    for (const size_t turn : {size_t{0}, size_t{1}}) {
+      for (int rank = 0; rank < 2; ++rank) {
+        EXPECT_EQ(cudaSetDevice(rank), cudaSuccess);
+        Side& side = At(rank, turn ^ static_cast<size_t>(rank));
+        EXPECT_EQ(ncclAllGather(side.data, side.data + kBytes, kBytes / 2, ncclInt8, side.comm,
+                                side.stream),
+                  ncclSuccess);
+        for (int i = 0; i < 10'000 && NcclComm::PlacesTaken(rank) == 0; ++i) poll(nullptr, 0, 1);
+      }
+    }
+  }
+  ~TwoOrders() {
+    for (Side& side : sides_) {
+      EXPECT_EQ(cudaStreamDestroy(side.stream), cudaSuccess);
+      if (side.comm != nullptr) {
+        EXPECT_EQ(ncclCommDestroy(side.comm), ncclSuccess);
+      }
+      EXPECT_EQ(cudaFree(side.data), cudaSuccess);
+    }
+  }
+  cudaError_t State(int rank, size_t comm) { return cudaStreamQuery(At(rank, comm).stream); }
+  void Wait(size_t comm) {
+    for (int rank = 0; rank < 2; ++rank) {
+      EXPECT_EQ(cudaStreamSynchronize(At(rank, comm).stream), cudaSuccess);
+    }
+  }
+  void Abort(size_t comm) {
+    for (int rank = 0; rank < 2; ++rank) {
+      EXPECT_EQ(ncclCommAbort(std::exchange(At(rank, comm).comm, nullptr)), ncclSuccess);
+    }
+  }
+
+ private:
+  static constexpr size_t kBytes = 1024;
+  struct Side {
+    cudaStream_t stream = nullptr;
+    ncclComm_t comm = nullptr;
+    char* data = nullptr;
+  };
+  Side& At(int rank, size_t comm) { return sides_[static_cast<size_t>(rank) * 2 + comm]; }
+  static void OnRanks(const std::function<void(int)>& body) {
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < 2; ++rank) {
+      threads.emplace_back([&body, rank] {
+        EXPECT_EQ(cudaSetDevice(rank), cudaSuccess);
+        body(rank);
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+  Side sides_[4];
+};
+
+TEST_F(NcclTest, WithoutRoomForBothCommunicatorsInTwoOrdersStandStill) {
+  const ScopedOptions scope({.devices = kRanks, .nccl_room = {1, 1}});
+  TwoOrders orders;
+  poll(nullptr, 0, 50);
+  for (const size_t comm : {size_t{0}, size_t{1}}) {
+    for (int rank = 0; rank < 2; ++rank) EXPECT_EQ(orders.State(rank, comm), cudaErrorNotReady);
+  }
+  orders.Abort(0);
+  orders.Wait(1);
+}
+
+TEST_F(NcclTest, WithRoomForBothOnOneOfTheGpusTheyDoNot) {
+  const ScopedOptions scope({.devices = kRanks, .nccl_room = {2, 1}});
+  TwoOrders orders;
+  orders.Wait(0);
+  orders.Wait(1);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 // How the emulation runs, and what it has found.
 
+#include <array>
 #include <cstdint>
 #include <optional>
 
@@ -34,6 +35,9 @@ struct Options {
   // What cudaDriverGetVersion says: 0 without a driver; -1: the version that the headers are of.
   int driver_version = -1;
   CublasLt cublaslt = CublasLt::kFixed;
+  // By device, how many operations of NCCL find room on it at a time; those beyond wait for one of
+  // these to end, in any order. 0: all do.
+  std::array<int, 8> nccl_room = {};
   // Bytes of memory of a device.
   size_t device_bytes = size_t{8} << 30;
   // Whether they say that they can reach each other's memory.

@@ -21,16 +21,18 @@ class NcclGpuPlace final : public GpuPlace {
 
   int gpu() const override { return gpu_; }
   void* queue() const override { return stream_; }
+  std::shared_ptr<std::mutex> launches() const override { return launches_; }
   absl::StatusOr<std::unique_ptr<TcpRendezvous>> NewRendezvous(
       const UcxGroupOptions& hosts, std::shared_ptr<Clock> clock) override {
     return CreateNcclRendezvous(
-        {.hosts = hosts, .gpu = gpu_, .stream = stream_, .sum = {}, .launches = {}},
+        {.hosts = hosts, .gpu = gpu_, .stream = stream_, .sum = {}, .launches = launches_},
         std::move(clock));
   }
 
  private:
   const int gpu_;
   const cudaStream_t stream_;
+  const std::shared_ptr<std::mutex> launches_ = std::make_shared<std::mutex>();
 };
 
 }  // namespace
