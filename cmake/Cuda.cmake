@@ -55,6 +55,7 @@ set(BATON_CUDA_KERNELS
     ${CMAKE_SOURCE_DIR}/kernels/cuda/dispatch_plan.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/embed.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_bf16.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_e4m3.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_f32.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_hopper.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/logits_mask.cu

@@ -78,6 +78,20 @@ void ArgCheck::WeightMatrix(const char* name, const Weight& weight, int64_t rows
          {CeilDiv(weight.first_row + rows, weight.block_n), CeilDiv(columns, weight.block_k)});
 }
 
+void ArgCheck::RowsForWeight(const char* name, const TensorView& x, const TensorView& scales,
+                             int64_t rows, const Weight& weight) {
+  const int64_t columns = weight.w.dim(1);
+  Tensor(name, x, kWeights, {rows, columns}, Layout::kRows);
+  if (!ok()) return;
+  if (x.dtype != DType::kF8E4M3) return Absent("scales of rows that are not F8E4M3", scales);
+  if (weight.w.dtype != DType::kF8E4M3 || weight.block_k != 128) {
+    return Fail(absl::StrCat(name, " is ", x.ToString(), " for a matrix ", weight.w.ToString(),
+                             " in blocks of ", weight.block_k,
+                             " k, expected F32 or BF16, or an F8E4M3 matrix in blocks of 128"));
+  }
+  Tensor("scales of F8E4M3 rows", scales, kF32Only, {rows, CeilDiv(columns, 128)}, Layout::kRows);
+}
+
 void ArgCheck::SameKind(const char* name, const Weight& a, const Weight& b) {
   if (!ok()) return;
   if (a.w.dtype != b.w.dtype || a.block_n != b.block_n || a.block_k != b.block_k) {

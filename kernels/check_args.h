@@ -36,6 +36,10 @@ class ArgCheck {
   void Tensor(const char* name, const TensorView& view, uint32_t dtypes,
               std::initializer_list<int64_t> shape, Layout layout = Layout::kDense);
   void WeightMatrix(const char* name, const Weight& weight, int64_t rows, int64_t columns);
+  // Rows that meet the matrix: of floats, or of E4M3 with their scales where the matrix is in
+  // blocks of 128 of these too.
+  void RowsForWeight(const char* name, const TensorView& x, const TensorView& scales, int64_t rows,
+                     const Weight& weight);
   // That both name the same kind of matrix, as a gate and an up projection do.
   void SameKind(const char* name, const Weight& a, const Weight& b);
   // The dtypes are equal.

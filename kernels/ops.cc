@@ -70,9 +70,9 @@ absl::Status Linear(Device& device, const LinearArgs& args) {
   ArgCheck check("Linear", device);
   const int64_t rows = args.x.dim(0), n = args.w.w.dim(0), k = args.w.w.dim(1);
   check.WeightMatrix("w", args.w, n, k);
-  check.Tensor("x", args.x, kFloats, {rows, k}, Layout::kRows);
+  check.RowsForWeight("x", args.x, args.x_scales, rows, args.w);
   check.Tensor("out", args.out, kFloats, {rows, n}, Layout::kRows);
-  check.F32OrAct("out", args.out, args.x);
+  if (args.x.dtype != DType::kF8E4M3) check.F32OrAct("out", args.out, args.x);
   if (args.epilogue == Epilogue::kSiluMul) {
     check.WeightMatrix("w2", args.w2, n, k);
     check.SameKind("w2", args.w, args.w2);
@@ -91,6 +91,10 @@ absl::Status QuantizeFp8(Device& device, const QuantizeFp8Args& args) {
   check.Tensor("x", args.x, kFloats, {rows, k}, Layout::kRows);
   check.Tensor("out", args.out, Bit(DType::kF8E4M3), {rows, k}, Layout::kRows);
   check.Tensor("scales", args.scales, kF32Only, {rows, (k + 127) / 128}, Layout::kRows);
+  if (!args.row_count.absent()) {
+    check.Tensor("row_count", args.row_count, kI32Only, {1});
+    check.Contents("row_count", args.row_count, 0, rows);
+  }
   if (!check.ok() || rows == 0 || k == 0) return check.status();
   return device.ops().quantize_fp8(device, args);
 }

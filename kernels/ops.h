@@ -86,11 +86,18 @@ enum class Epilogue : uint8_t {
 };
 
 // A dense layer without bias. One block scale multiplies its block_k-deep partial sum.
+//
+// With E4M3 on both sides (as DeepSeek-V3 was trained: its report, section 3.3.2) x stands for
+// x[t][k]
+// * x_scales[t][k / 128], and the 128-deep partial sum of products of codes is multiplied by the
+// product of both scales, rounded to F32.
 struct LinearArgs {
-  TensorView x;    // act [T, K] rows
-  Weight w;        // [N, K]
-  Weight w2;       // kSiluMul only: [N, K], same dtype and blocks as w
-  TensorView out;  // out (kAdd: in and out): F32 or act [T, N] rows
+  TensorView x;              // act or F8E4M3 [T, K] rows
+  TensorView x_scales = {};  // F32 [T, ceil(K / 128)] rows for F8E4M3 (as QuantizeFp8 makes them),
+                             // where w is F8E4M3 with block_k 128; else absent
+  Weight w;                  // [N, K]
+  Weight w2;                 // kSiluMul only: [N, K], same dtype and blocks as w
+  TensorView out;  // out (kAdd: in and out): [T, N] rows of F32 or act (with F8E4M3: BF16)
   Epilogue epilogue = Epilogue::kNone;
 };
 absl::Status Linear(Device& device, const LinearArgs& args);
@@ -98,9 +105,10 @@ absl::Status Linear(Device& device, const LinearArgs& args);
 // Quantizes groups of 128 along K: scale = max|x| / 448 (1 for an all-zero group), out = round(x /
 // scale), ties to even. A group that holds NaN or inf gets scale NaN.
 struct QuantizeFp8Args {
-  TensorView x;       // act [T, K] rows
-  TensorView out;     // out: F8E4M3 [T, K] rows
-  TensorView scales;  // out: F32 [T, ceil(K / 128)] rows
+  TensorView x;               // act [T, K] rows
+  TensorView out;             // out: F8E4M3 [T, K] rows
+  TensorView scales;          // out: F32 [T, ceil(K / 128)] rows
+  TensorView row_count = {};  // nullable: I32 [1], in [0, T]: rows at and behind it are left out
 };
 absl::Status QuantizeFp8(Device& device, const QuantizeFp8Args& args);
 
@@ -289,14 +297,15 @@ absl::Status MoePermute(Device& device, const MoePermuteArgs& args);
 // One Linear for each expert: rows [offsets[e], offsets[e + 1]) of out use w[e]. Arithmetic per row
 // as in Linear. Weights of experts without rows are not touched.
 struct GroupedLinearArgs {
-  TensorView x;          // act [M, K] rows
+  TensorView x;              // act or F8E4M3 [M, K] rows
+  TensorView x_scales = {};  // as in LinearArgs, for the rows of x
   TensorView row_index;  // nullable: I32 [R], row of x that row r of out reads, in [0, M); absent:
                          // row r itself (M >= R)
   TensorView
       offsets;  // I32 [E + 1], ascending from 0; offsets[E] <= R. Rows behind it are not written.
   absl::Span<const Weight> w;           // E weights of one shape [N, K], dtype and block size
   absl::Span<const Weight> w2;          // kSiluMul only: the same again
-  TensorView out;                       // out: F32 or act [R, N] rows
+  TensorView out;                       // out: [R, N] rows, dtype as in LinearArgs
   Epilogue epilogue = Epilogue::kNone;  // kNone or kSiluMul
 };
 absl::Status GroupedLinear(Device& device, const GroupedLinearArgs& args);
@@ -385,9 +394,9 @@ struct DispatchUnpackArgs {
   RecordLayout layout;
   TensorView records;      // U8 [R, layout.bytes()], 16-byte aligned
   int slots_per_rank = 1;  // as in DispatchPlanArgs
-  TensorView x;            // out, with F8E4M3 alone: act [R, H] rows: code * scale, rounded to act;
-                           // not of records that want no slot
-  TensorView slots;        // out: I32 [R, k]; slots_per_rank: of another rank
+  TensorView x;      // out, nullable, with F8E4M3 alone: act [R, H] rows: code * scale, rounded
+                     // to act; not of records that want no slot
+  TensorView slots;  // out: I32 [R, k]; slots_per_rank: of another rank
 };
 absl::Status DispatchUnpack(Device& device, const DispatchUnpackArgs& args);
 

@@ -131,7 +131,9 @@ absl::Status DispatchUnpack(Device& device, const DispatchUnpackArgs& args) {
   check.Range("slots_per_rank", args.slots_per_rank, 1, kMaxSlots);
   check.Range("rows", rows, 0, INT32_MAX);
   if (args.layout.dtype == DType::kF8E4M3) {
-    check.Tensor("x", args.x, kFloats, {rows, args.layout.hidden}, Layout::kRows);
+    if (!args.x.absent()) {
+      check.Tensor("x", args.x, kFloats, {rows, args.layout.hidden}, Layout::kRows);
+    }
   } else {
     check.Absent("x of values that are not F8E4M3", args.x);
   }

@@ -81,9 +81,9 @@ absl::Status GroupedLinear(Device& device, const GroupedLinearArgs& args) {
   const int64_t experts = static_cast<int64_t>(args.w.size());
   const int64_t rows = args.out.dim(0), n = args.out.dim(1), k = args.x.dim(1);
   const bool pair = args.epilogue == Epilogue::kSiluMul;
-  check.Tensor("x", args.x, kFloats, {args.x.dim(0), k}, Layout::kRows);
+  if (experts > 0) check.RowsForWeight("x", args.x, args.x_scales, args.x.dim(0), args.w[0]);
   check.Tensor("out", args.out, kFloats, {rows, n}, Layout::kRows);
-  check.F32OrAct("out", args.out, args.x);
+  if (args.x.dtype != DType::kF8E4M3) check.F32OrAct("out", args.out, args.x);
   check.Range("epilogue", static_cast<int64_t>(args.epilogue), 0, 1);
   check.Range("w2's size", static_cast<int64_t>(args.w2.size()), pair ? experts : 0,
               pair ? experts : 0);

@@ -58,14 +58,19 @@ void RunTask(IsaLevel isa, const GemmJob& job, int64_t row, int64_t column, Epil
 void Multiply(IsaLevel isa, const GemmCall& call) { BATON_ISA_CALL(isa, Multiply(call)); }
 
 bool UsesBf16(IsaLevel isa, DType activations, DType weights) {
-  return isa == IsaLevel::kAvx512Bf16 && activations == DType::kBF16 && weights != DType::kF32;
+  return isa == IsaLevel::kAvx512Bf16 && activations != DType::kF32 && weights != DType::kF32;
 }
 
-GemmRows PrepareRows(Device& device, const TensorView& x, DType weights) {
+GemmRows PrepareRows(Device& device, const TensorView& x, DType weights, const TensorView& scales) {
   const int64_t rows = x.dim(0), depth = x.dim(1), padded = PaddedDepth(depth);
   GemmRows result;
   result.bf16 = UsesBf16(device.isa(), x.dtype, weights);
-  if ((result.bf16 || x.dtype == DType::kF32) && depth == padded) {
+  if (!scales.absent()) {
+    result.scales = scales.as<const float>();
+    result.scale_stride = scales.strides[0];
+  }
+  const DType element = result.bf16 ? DType::kBF16 : DType::kF32;
+  if (x.dtype == element && depth == padded) {
     result.data = x.data;
     result.stride = x.strides[0];
     return result;

@@ -6,13 +6,13 @@
 //
 // The order of one sum (row r, weight row n) is fixed by K, the dtypes and the ISA level alone:
 // lane-wise partial sums along K in the weight's stored order; each block_k-deep part of an FP8
-// weight is summed from zero and enters the total as fma(part, scale, total); one fixed horizontal
-// sum at the end. Register tiles, widened copies of weights, threads and batches only choose which
-// sums run side by side.
+// weight is summed from zero and enters the total as fma(part, scale, total), where scale is the
+// weight's, or with E4M3 rows the product of both; one fixed horizontal sum at the end. Register
+// tiles, widened copies of weights, threads and batches only choose which sums run side by side.
 //
-// Two engines: BF16 activations with BF16 or FP8 weights on AVX512_BF16 multiply pairs by
-// vdpbf16ps, which treats subnormal BF16 values as zero; everything else widens to F32 and uses
-// fused multiply-add.
+// Two engines: BF16 or E4M3 activations with BF16 or FP8 weights on AVX512_BF16 multiply pairs by
+// vdpbf16ps, which treats subnormal BF16 values as zero (none of E4M3's is one); everything else
+// widens to F32 and uses fused multiply-add. Products of E4M3 codes are exact in both.
 
 #include <cstdint>
 
@@ -35,6 +35,8 @@ struct GemmRows {
   const void* data = nullptr;
   int64_t stride = 0;              // elements
   bool bf16 = false;               // which engine
+  const float* scales = nullptr;   // of E4M3 rows: one for each 128 k of a row
+  int64_t scale_stride = 0;        // elements
   const int32_t* index = nullptr;  // nullable: row r is row index[r] of data
 };
 
@@ -56,8 +58,9 @@ void Multiply(IsaLevel isa, const GemmCall& call);
 bool UsesBf16(IsaLevel isa, DType activations, DType weights);
 
 // x as rows for products with weights of `weights` dtype: x itself when it already has the form,
-// else a packed copy in the device's scratch.
-GemmRows PrepareRows(Device& device, const TensorView& x, DType weights);
+// else a packed copy in the device's scratch. `scales` are those of E4M3 rows, else absent.
+GemmRows PrepareRows(Device& device, const TensorView& x, DType weights,
+                     const TensorView& scales = {});
 
 // One matrix and the rows that meet it: out[r][n - n_begin] for output rows [row_begin, row_end).
 struct GemmJob {

@@ -75,18 +75,22 @@ struct EngineBf16 {
 inline constexpr int kMaxTileRows = BATON_ISA_LEVEL >= 2 ? 4 : BATON_ISA_LEVEL == 1 ? 2 : 1;
 inline constexpr int kTileColumns = BATON_ISA_LEVEL == 0 ? 2 : 4;
 
+// Which block scales a product has.
+enum class Scaled : uint8_t { kNo, kWeights, kBoth };
+
 // Pointers of one register tile.
 template <typename X, typename W>
 struct Tile {
   const X* x[4];
   const W* w[4];
-  const float* scales[4];  // of weight row c, one for each block of K; unused without scales
+  const float* scales[4];    // of weight row c, one for each block of K; unused without scales
+  const float* x_scales[4];  // of row r, likewise
   float* out;
   int64_t row_stride, column_stride;
   int64_t depth, block;  // block: depth of one scale, or the whole depth
 };
 
-template <typename E, typename W, int R, int C, bool kScaled>
+template <typename E, typename W, int R, int C, Scaled kScaled>
 void MultiplyTile(const Tile<typename E::X, W>& tile) {
   using Reg = typename E::Reg;
   constexpr int kRegs = E::template kRegs<W>;
@@ -143,8 +147,13 @@ void MultiplyTile(const Tile<typename E::X, W>& tile) {
     for (int r = 0; r < R; ++r) {
       BATON_UNROLL
       for (int c = 0; c < C; ++c) {
-        total[r][c] =
-            kScaled ? Fma(part[r][c], Set(tile.scales[c][block_index]), total[r][c]) : part[r][c];
+        if constexpr (kScaled == Scaled::kNo) {
+          total[r][c] = part[r][c];
+        } else {
+          float scale = tile.scales[c][block_index];
+          if constexpr (kScaled == Scaled::kBoth) scale *= tile.x_scales[r][block_index];
+          total[r][c] = Fma(part[r][c], Set(scale), total[r][c]);
+        }
       }
     }
   }
@@ -157,7 +166,7 @@ void MultiplyTile(const Tile<typename E::X, W>& tile) {
   }
 }
 
-template <typename E, typename W, int C, bool kScaled>
+template <typename E, typename W, int C, Scaled kScaled>
 void MultiplyRows(const GemmCall& call, Tile<typename E::X, W>& tile, float* out) {
   using X = typename E::X;
   const X* data = static_cast<const X*>(call.x.data);
@@ -165,6 +174,9 @@ void MultiplyRows(const GemmCall& call, Tile<typename E::X, W>& tile, float* out
     for (int r = 0; r < count; ++r) {
       const int64_t source = call.x.index == nullptr ? row + r : call.x.index[row + r];
       tile.x[r] = data + source * call.x.stride;
+      if constexpr (kScaled == Scaled::kBoth) {
+        tile.x_scales[r] = call.x.scales + source * call.x.scale_stride;
+      }
     }
     tile.out = out + (row - call.row_begin) * call.row_stride;
   };
@@ -188,12 +200,12 @@ void MultiplyRows(const GemmCall& call, Tile<typename E::X, W>& tile, float* out
 }
 
 // Columns [n, n + count) whose weights lie at `w`, `w_stride` elements apart.
-template <typename E, typename W, bool kScaled>
+template <typename E, typename W, Scaled kScaled>
 void MultiplyColumns(const GemmCall& call, const W* w, int64_t w_stride, int64_t n, int64_t count) {
   const Weight& weight = *call.w;
   Tile<typename E::X, W> tile{};
   tile.depth = weight.w.dim(1);
-  tile.block = kScaled ? weight.block_k : tile.depth;
+  tile.block = kScaled != Scaled::kNo ? weight.block_k : tile.depth;
   tile.row_stride = call.row_stride;
   tile.column_stride = call.column_stride;
   int64_t c = 0;
@@ -201,7 +213,7 @@ void MultiplyColumns(const GemmCall& call, const W* w, int64_t w_stride, int64_t
     const int columns = count - c >= kTileColumns ? kTileColumns : 1;
     for (int i = 0; i < columns; ++i) {
       tile.w[i] = w + (c + i) * w_stride;
-      if (kScaled)
+      if (kScaled != Scaled::kNo)
         tile.scales[i] =
             weight.scales.row<const float>((weight.first_row + n + c + i) / weight.block_n);
     }
@@ -237,7 +249,7 @@ inline void WidenRow(const uint8_t* from, int64_t depth, uint16_t* to) {
 // tile.
 inline constexpr int64_t kWidenRows = 5;
 
-template <typename E, typename W, bool kScaled>
+template <typename E, typename W, Scaled kScaled>
 void MultiplyWeight(const GemmCall& call) {
   using X = typename E::X;
   const Weight& weight = *call.w;
@@ -262,17 +274,21 @@ void MultiplyWeight(const GemmCall& call) {
 inline void Multiply(const GemmCall& call) {
 #if BATON_ISA_LEVEL == 3
   if (call.x.bf16) {
-    if (call.w->w.dtype == DType::kBF16) return MultiplyWeight<EngineBf16, uint16_t, false>(call);
-    return MultiplyWeight<EngineBf16, uint8_t, true>(call);
+    if (call.w->w.dtype == DType::kBF16) {
+      return MultiplyWeight<EngineBf16, uint16_t, Scaled::kNo>(call);
+    }
+    if (call.x.scales != nullptr) return MultiplyWeight<EngineBf16, uint8_t, Scaled::kBoth>(call);
+    return MultiplyWeight<EngineBf16, uint8_t, Scaled::kWeights>(call);
   }
 #endif
   switch (call.w->w.dtype) {
     case DType::kBF16:
-      return MultiplyWeight<EngineF32, uint16_t, false>(call);
+      return MultiplyWeight<EngineF32, uint16_t, Scaled::kNo>(call);
     case DType::kF8E4M3:
-      return MultiplyWeight<EngineF32, uint8_t, true>(call);
+      if (call.x.scales != nullptr) return MultiplyWeight<EngineF32, uint8_t, Scaled::kBoth>(call);
+      return MultiplyWeight<EngineF32, uint8_t, Scaled::kWeights>(call);
     default:
-      return MultiplyWeight<EngineF32, float, false>(call);
+      return MultiplyWeight<EngineF32, float, Scaled::kNo>(call);
   }
 }
 
@@ -281,6 +297,13 @@ inline void PackRow(const TensorView& x, int64_t t, bool bf16, void* out) {
   const int64_t depth = x.dim(1), padded = PaddedDepth(depth);
   if (bf16) {
     uint16_t* to = static_cast<uint16_t*>(out);
+#if BATON_ISA_LEVEL == 3
+    if (x.dtype == DType::kF8E4M3) {
+      WidenRow(x.row<const uint8_t>(t), depth, to);
+      std::fill(to + depth, to + padded, uint16_t{0});
+      return;
+    }
+#endif
     std::memcpy(to, x.row<const uint16_t>(t), static_cast<size_t>(depth) * 2);
     std::fill(to + depth, to + padded, uint16_t{0});
     return;
@@ -288,6 +311,8 @@ inline void PackRow(const TensorView& x, int64_t t, bool bf16, void* out) {
   float* to = static_cast<float*>(out);
   if (x.dtype == DType::kF32) {
     std::memcpy(to, x.row<const float>(t), static_cast<size_t>(depth) * 4);
+  } else if (x.dtype == DType::kF8E4M3) {
+    WidenRow(x.row<const uint8_t>(t), depth, to);
   } else {
     WidenRow(x.row<const uint16_t>(t), depth, to);
   }

@@ -9,7 +9,7 @@ absl::Status GroupedLinear(Device& device, const GroupedLinearArgs& args) {
   device.scratch().Reset();
   const int32_t* offsets = args.offsets.as<const int32_t>();
   if (offsets[args.w.size()] == 0) return absl::OkStatus();
-  GemmRows x = PrepareRows(device, args.x, args.w[0].w.dtype);
+  GemmRows x = PrepareRows(device, args.x, args.w[0].w.dtype, args.x_scales);
   if (!args.row_index.absent()) x.index = args.row_index.as<const int32_t>();
   std::vector<GemmJob> jobs;
   for (size_t e = 0; e < args.w.size(); ++e) {

@@ -5,7 +5,7 @@ namespace baton::kernels::cpu {
 
 absl::Status Linear(Device& device, const LinearArgs& args) {
   device.scratch().Reset();
-  const GemmJob job{.x = PrepareRows(device, args.x, args.w.w.dtype),
+  const GemmJob job{.x = PrepareRows(device, args.x, args.w.w.dtype, args.x_scales),
                     .row_begin = 0,
                     .row_end = args.x.dim(0),
                     .w = &args.w,

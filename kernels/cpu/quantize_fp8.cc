@@ -9,7 +9,9 @@ namespace baton::kernels::cpu {
 
 absl::Status QuantizeFp8(Device& device, const QuantizeFp8Args& args) {
   const int64_t depth = args.x.dim(1);
-  ParallelFor(device, args.x.dim(0), 8 * depth, [&](int64_t begin, int64_t end, int) {
+  const int64_t rows =
+      args.row_count.absent() ? args.x.dim(0) : args.row_count.as<const int32_t>()[0];
+  ParallelFor(device, rows, 8 * depth, [&](int64_t begin, int64_t end, int) {
     float group[kQuantGroup];
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t k = 0; k < depth; k += kQuantGroup) {

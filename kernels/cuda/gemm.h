@@ -22,7 +22,9 @@ struct GemmWeight {
 };
 
 struct GemmLaunch {
-  Rows x;                              // [.., k]
+  Rows x;                           // [.., k]; with x_scales E4M3
+  const float* x_scales = nullptr;  // [.., blocks of 128 k], rows x_scale_stride apart
+  int64_t x_scale_stride = 0;
   const int32_t* row_index = nullptr;  // row of x for each row of out; null: the same row
   const int32_t* offsets = nullptr;    // [groups + 1]: rows of each group; null: one group of all
   const GemmWeight* table = nullptr;   // device memory, with offsets: w of each group, then, for
@@ -51,7 +53,10 @@ cudaError_t LaunchGemmF32(const GemmLaunch& args, cudaStream_t stream);
 // BF16 x with BF16 or E4M3 weights on tensor cores.
 cudaError_t LaunchGemmBf16(const GemmLaunch& args, cudaStream_t stream);
 
-// The same by matrix instructions of warpgroups, on Hopper alone: x's rows begin at multiples of 16
+// E4M3 x with E4M3 weights on tensor cores; block scales are of 128 k.
+cudaError_t LaunchGemmE4M3(const GemmLaunch& args, cudaStream_t stream);
+
+// BF16 x by matrix instructions of warpgroups, on Hopper alone: x's rows begin at multiples of 16
 // bytes as well, and block scales are of 128 k.
 cudaError_t LaunchGemmHopper(const GemmLaunch& args, cudaStream_t stream);
 inline bool CanGemmHopper(const GemmLaunch& args) {
@@ -60,8 +65,9 @@ inline bool CanGemmHopper(const GemmLaunch& args) {
          (args.type == GemmType::kBf16 || args.block_k == 128);
 }
 
-// The one of the three that fits.
+// The one that fits.
 inline cudaError_t LaunchGemm(const GemmLaunch& args, cudaStream_t stream) {
+  if (args.x_scales != nullptr) return LaunchGemmE4M3(args, stream);
   if (!args.x.bf16 || args.type == GemmType::kF32) return LaunchGemmF32(args, stream);
   return CanGemmHopper(args) ? LaunchGemmHopper(args, stream) : LaunchGemmBf16(args, stream);
 }

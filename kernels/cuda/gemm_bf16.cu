@@ -5,11 +5,9 @@
 // multiple of 64 behind k; with block scales one such chain for each block, scaled and added by one
 // multiply-add. The tiles below differ in size alone, so which is chosen changes no bit.
 
-#include <type_traits>
-
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/gemm_grid.h"
-#include "kernels/cuda/gemm_tile.h"
+#include "kernels/cuda/gemm_mma.h"
 
 namespace baton::kernels::cuda {
 namespace {
@@ -28,6 +26,7 @@ struct Shape {
   static constexpr int kThreads = row_warps * column_warps * kWarpSize;
   static constexpr int kWarpRows = rows / row_warps, kWarpColumns = columns / column_warps;
   static constexpr int kRowTiles = kWarpRows / 16, kColumnTiles = kWarpColumns / 8;
+  static constexpr int kXElement = 2;           // bytes of x's
   static constexpr int kElement = fp8 ? 1 : 2;  // bytes of w's
   // The gaps keep what a warp reads at once on different banks: 16 bytes of 8 rows of w, and of x
   // as well, or for fp8 8 bytes of 4 rows of x.
@@ -53,104 +52,6 @@ struct Ring {
 struct alignas(8) TwoWords {
   uint32_t low, high;
 };
-
-// Where a block's columns begin, and which rows of w and w2 they are. For gate and up a warp's
-// first columns are w's and as many behind them the same rows of w2, so that a thread holds both
-// sums of an output.
-template <typename S>
-struct Columns {
-  bool pair;
-  int begin;      // the block's first output
-  int64_t w_row;  // of output 0
-
-  BATON_DEVICE explicit Columns(const GemmLaunch& args)
-      : pair(args.epilogue == GemmEpilogue::kSiluMul),
-        begin(BlockY() * (pair ? S::kColumns / 2 : S::kColumns)),
-        w_row(args.w_begin + BlockZ() * args.w_step) {}
-  // Output of tile column `column`.
-  BATON_DEVICE int Output(int column) const {
-    if (!pair) return begin + column;
-    constexpr int kHalf = S::kWarpColumns / 2;
-    return begin + column / S::kWarpColumns * kHalf + column % kHalf;
-  }
-  BATON_DEVICE bool Second(int column) const {
-    return pair && column % S::kWarpColumns >= S::kWarpColumns / 2;
-  }
-};
-
-// What a thread copies for each stage.
-template <typename S>
-struct Copies {
-  const unsigned char* x[S::kXCopies];  // null: zeros
-  const unsigned char* w[S::kWCopies];
-  bool x_aligned, w_aligned;
-
-  BATON_DEVICE Copies(const GemmLaunch& args, const GemmTile& tile, const Columns<S>& columns) {
-    const auto* const x_data = static_cast<const uint16_t*>(args.x.data);
-    const int64_t x_column = BlockZ() * args.x_step;
-    x_aligned = (reinterpret_cast<uintptr_t>(x_data + x_column) | (2 * args.x.stride)) % 16 == 0;
-#pragma unroll
-    for (int i = 0; i < S::kXCopies; ++i) {
-      const int row = (i * S::kThreads + ThreadIndex()) / S::kXRowCopies;
-      x[i] = nullptr;
-      if (row >= tile.rows) continue;
-      const int64_t source =
-          args.row_index == nullptr ? tile.row + row : args.row_index[tile.row + row];
-      x[i] = reinterpret_cast<const unsigned char*>(x_data + source * args.x.stride + x_column);
-    }
-    w_aligned = true;
-#pragma unroll
-    for (int i = 0; i < S::kWCopies; ++i) {
-      const int column = (i * S::kThreads + ThreadIndex()) / S::kWRowCopies;
-      const int output = columns.Output(column);
-      w[i] = nullptr;
-      if (output >= args.n) continue;
-      const GemmWeight& weight = WeightOf(args, tile.group, columns.Second(column));
-      w[i] = static_cast<const unsigned char*>(weight.data) +
-             (columns.w_row + output) * weight.stride * S::kElement;
-      w_aligned = w_aligned && (reinterpret_cast<uintptr_t>(w[i]) % 16) == 0;
-    }
-  }
-
-  // Elements k .. of a row, 16 bytes of them, zeros behind `end`.
-  template <int kElement>
-  BATON_DEVICE static void Copy(void* to, const unsigned char* row, int k, int end, bool aligned,
-                                const void* anywhere) {
-    const int valid = row == nullptr ? 0 : Least(16, (end - k) * kElement);
-    if (aligned) {
-      CopyAsync16(to, valid > 0 ? row + int64_t{k} * kElement : anywhere, valid > 0 ? valid : 0);
-      return;
-    }
-    using Element = std::conditional_t<kElement == 1, uint8_t, uint16_t>;
-    const auto* from = reinterpret_cast<const Element*>(row) + k;
-#pragma unroll
-    for (int i = 0; i < 16 / kElement; ++i) {
-      static_cast<Element*>(to)[i] = i * kElement < valid ? from[i] : Element{0};
-    }
-  }
-
-  BATON_DEVICE void Load(const GemmLaunch& args, Stage<S>& stage, int k) const {
-    // Some address for copies of nothing.
-    const void* const anywhere =
-        reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(args.out.data) & ~uintptr_t{15});
-#pragma unroll
-    for (int i = 0; i < S::kXCopies; ++i) {
-      const int at = i * S::kThreads + ThreadIndex();
-      const int part = at % S::kXRowCopies * 8;
-      Copy<2>(&stage.x[at / S::kXRowCopies][part], x[i], k + part, args.k, x_aligned, anywhere);
-    }
-#pragma unroll
-    for (int i = 0; i < S::kWCopies; ++i) {
-      const int at = i * S::kThreads + ThreadIndex();
-      const int part = at % S::kWRowCopies * (16 / S::kElement);
-      Copy<S::kElement>(&stage.w[at / S::kWRowCopies][part * S::kElement], w[i], k + part, args.k,
-                        w_aligned, anywhere);
-    }
-  }
-};
-
-template <typename S>
-using Sums = float[S::kRowTiles][S::kColumnTiles][4];
 
 // The 64 k from `k` of a stage on, BF16 weights. `row` and `column` are the warp's.
 template <typename S>
@@ -212,73 +113,20 @@ BATON_DEVICE void MultiplyE4M3(Sums<S>& sums, const Stage<S>& stage, int row, in
   }
 }
 
-// The block scales of a thread's columns.
 template <typename S>
-struct Scales {
-  const float* of_w;
-  const float* of_w2;
-  int at[S::kColumnTiles][2];  // -1: no such column
-  int blocks;
-
-  BATON_DEVICE Scales(const GemmLaunch& args, const GemmTile& tile, const Columns<S>& columns,
-                      int column)
-      : blocks((args.k + args.block_k - 1) / args.block_k) {
-    const GemmWeight& first = WeightOf(args, tile.group, false);
-    const GemmWeight& second = columns.pair ? WeightOf(args, tile.group, true) : first;
-    of_w = first.scales;
-    of_w2 = second.scales;
+BATON_DEVICE void Promote(const Scales<S>& scales, const Columns<S>& columns, int block,
+                          Sums<S>& sums, Sums<S>& total) {
 #pragma unroll
-    for (int j = 0; j < S::kColumnTiles; ++j) {
+  for (int j = 0; j < S::kColumnTiles; ++j) {
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int here = column + j * 8 + Lane() % 4 * 2 + e;
-        const int output = columns.Output(here);
-        const int begin = columns.Second(here) ? second.first_row : first.first_row;
-        at[j][e] = output < args.n
-                       ? static_cast<int>((begin + columns.w_row + output) / args.block_n) * blocks
-                       : -1;
-      }
-    }
-  }
-
-  BATON_DEVICE void Promote(const Columns<S>& columns, int block, Sums<S>& sums,
-                            Sums<S>& total) const {
+    for (int e = 0; e < 2; ++e) {
+      const float scale = scales.Of(columns, j, e, block);
 #pragma unroll
-    for (int j = 0; j < S::kColumnTiles; ++j) {
-      const float* const scales = columns.pair && j >= S::kColumnTiles / 2 ? of_w2 : of_w;
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const float scale = at[j][e] < 0 ? 0.0f : scales[at[j][e] + block];
-#pragma unroll
-        for (int i = 0; i < S::kRowTiles; ++i) {
-          total[i][j][e] = fmaf(sums[i][j][e], scale, total[i][j][e]);
-          total[i][j][e + 2] = fmaf(sums[i][j][e + 2], scale, total[i][j][e + 2]);
-          sums[i][j][e] = 0.0f;
-          sums[i][j][e + 2] = 0.0f;
-        }
-      }
-    }
-  }
-};
-
-template <typename S>
-BATON_DEVICE void StoreSums(const GemmLaunch& args, const GemmTile& tile, const Columns<S>& columns,
-                            const Sums<S>& sums, int row, int column) {
-  constexpr int kHalf = S::kColumnTiles / 2;
-  const int64_t out_column = BlockZ() * args.out_step;
-#pragma unroll
-  for (int i = 0; i < S::kRowTiles; ++i) {
-#pragma unroll
-    for (int j = 0; j < S::kColumnTiles; ++j) {
-      if (columns.pair && j >= kHalf) continue;
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int r = row + i * 16 + Lane() / 4 + e / 2 * 8;
-        const int output = columns.Output(column + j * 8 + Lane() % 4 * 2 + e % 2);
-        if (r >= tile.rows || output >= args.n) continue;
-        float sum = sums[i][j][e];
-        if (columns.pair) sum = SiluMul(sum, sums[i][(j + kHalf) % S::kColumnTiles][e]);
-        StoreSum(args, tile.row + r, out_column + output, sum);
+      for (int i = 0; i < S::kRowTiles; ++i) {
+        total[i][j][e] = fmaf(sums[i][j][e], scale, total[i][j][e]);
+        total[i][j][e + 2] = fmaf(sums[i][j][e + 2], scale, total[i][j][e + 2]);
+        sums[i][j][e] = 0.0f;
+        sums[i][j][e + 2] = 0.0f;
       }
     }
   }
@@ -318,7 +166,7 @@ GemmBf16Kernel(const GemmLaunch args) {
       if constexpr (S::kFp8) {
         MultiplyE4M3<S>(sums, stage, row, column, chunk);
         if (k + kChunk >= args.k || (k + kChunk) % args.block_k == 0) {
-          scales.Promote(columns, k / args.block_k, sums, total);
+          Promote<S>(scales, columns, k / args.block_k, sums, total);
         }
       } else {
         MultiplyBf16<S>(sums, stage, row, column, chunk);

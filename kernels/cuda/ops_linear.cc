@@ -53,8 +53,11 @@ absl::Status Linear(Device& device, const LinearArgs& args) {
   if (state.cublaslt() != nullptr && CublasLtGemm::Takes(args)) {
     return state.cublaslt()->Run(state, args);
   }
+  const bool codes = !args.x_scales.absent();
   return state.Finish(
       LaunchGemm({.x = RowsOf(args.x),
+                  .x_scales = codes ? args.x_scales.as<const float>() : nullptr,
+                  .x_scale_stride = codes ? args.x_scales.strides[0] : 0,
                   .w = GemmWeightOf(args.w),
                   .w2 = GemmWeightOf(args.w2),
                   .out = RowsOf(args.out),
@@ -74,9 +77,12 @@ absl::Status GroupedLinear(Device& device, const GroupedLinearArgs& args) {
   CudaState& state = CudaState::Begin(device);
   BATON_ASSIGN_OR_RETURN(const GemmWeight* const table, PlaceTable(state, args));
   const Weight& first = args.w[0];
+  const bool codes = !args.x_scales.absent();
   return state.Finish(
       LaunchGemm(
           {.x = RowsOf(args.x),
+           .x_scales = codes ? args.x_scales.as<const float>() : nullptr,
+           .x_scale_stride = codes ? args.x_scales.strides[0] : 0,
            .row_index = args.row_index.absent() ? nullptr : args.row_index.as<const int32_t>(),
            .offsets = args.offsets.as<const int32_t>(),
            .table = table,

@@ -36,15 +36,18 @@ absl::Status RmsNorm(Device& device, const RmsNormArgs& args) {
 
 absl::Status QuantizeFp8(Device& device, const QuantizeFp8Args& args) {
   CudaState& state = CudaState::Begin(device);
-  return state.Finish(LaunchQuantizeFp8({.x = RowsOf(args.x),
-                                         .out = args.out.as<uint8_t>(),
-                                         .out_stride = args.out.strides[0],
-                                         .scales = args.scales.as<float>(),
-                                         .scales_stride = args.scales.strides[0],
-                                         .rows = static_cast<int>(args.x.dim(0)),
-                                         .columns = static_cast<int>(args.x.dim(1))},
-                                        state.stream()),
-                      "quantize_fp8");
+  return state.Finish(
+      LaunchQuantizeFp8(
+          {.x = RowsOf(args.x),
+           .out = args.out.as<uint8_t>(),
+           .out_stride = args.out.strides[0],
+           .scales = args.scales.as<float>(),
+           .scales_stride = args.scales.strides[0],
+           .row_count = args.row_count.absent() ? nullptr : args.row_count.as<const int32_t>(),
+           .rows = static_cast<int>(args.x.dim(0)),
+           .columns = static_cast<int>(args.x.dim(1))},
+          state.stream()),
+      "quantize_fp8");
 }
 
 }  // namespace baton::kernels::cuda

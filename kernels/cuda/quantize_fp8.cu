@@ -12,6 +12,7 @@ constexpr int kGroup = Fp8Group::kValues;
 
 BATON_KERNEL(kThreads) QuantizeFp8Kernel(const QuantizeFp8Launch args) {
   const int row = BlockX();
+  if (args.row_count != nullptr && row >= *args.row_count) return;  // the whole block
   const int index = BlockY() * kWarps + Warp();
   const int begin = index * kGroup;
   if (begin >= args.columns) return;  // the whole warp

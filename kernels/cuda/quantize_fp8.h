@@ -13,8 +13,9 @@ struct QuantizeFp8Launch {
   int64_t out_stride = 0;
   float* scales = nullptr;  // [rows, ceil(columns / 128)], rows `scales_stride` apart
   int64_t scales_stride = 0;
-  int rows = 0;     // > 0
-  int columns = 0;  // > 0
+  const int32_t* row_count = nullptr;  // of rows, on the device; null: all
+  int rows = 0;                        // > 0
+  int columns = 0;                     // > 0
 };
 // A warp for each group of 128.
 cudaError_t LaunchQuantizeFp8(const QuantizeFp8Launch& args, cudaStream_t stream);

@@ -39,8 +39,9 @@ absl::Status RmsNorm(Device&, const RmsNormArgs& args) {
 absl::Status Linear(Device&, const LinearArgs& args) {
   for (int64_t t = 0; t < args.x.dim(0); ++t) {
     for (int64_t n = 0; n < args.w.w.dim(0); ++n) {
-      double value = Dot(args.x, t, args.w, n);
-      if (args.epilogue == Epilogue::kSiluMul) value = Silu(value) * Dot(args.x, t, args.w2, n);
+      double value = Dot(args.x, t, args.w, n, args.x_scales);
+      if (args.epilogue == Epilogue::kSiluMul)
+        value = Silu(value) * Dot(args.x, t, args.w2, n, args.x_scales);
       if (args.epilogue == Epilogue::kAdd) value += At(args.out, t, n);
       Put(args.out, t, n, value);
     }
@@ -55,9 +56,9 @@ absl::Status GroupedLinear(Device&, const GroupedLinearArgs& args) {
       const int64_t source =
           args.row_index.absent() ? row : args.row_index.as<const int32_t>()[row];
       for (int64_t n = 0; n < args.out.dim(1); ++n) {
-        double value = Dot(args.x, source, args.w[e], n);
+        double value = Dot(args.x, source, args.w[e], n, args.x_scales);
         if (args.epilogue == Epilogue::kSiluMul) {
-          value = Silu(value) * Dot(args.x, source, args.w2[e], n);
+          value = Silu(value) * Dot(args.x, source, args.w2[e], n, args.x_scales);
         }
         Put(args.out, row, n, value);
       }
@@ -87,7 +88,9 @@ uint8_t NearestCode(float value) {
 absl::Status QuantizeFp8(Device&, const QuantizeFp8Args& args) {
   constexpr int64_t kGroup = 128;
   const int64_t k = args.x.dim(1);
-  for (int64_t t = 0; t < args.x.dim(0); ++t) {
+  const int64_t rows =
+      args.row_count.absent() ? args.x.dim(0) : args.row_count.as<const int32_t>()[0];
+  for (int64_t t = 0; t < rows; ++t) {
     uint8_t* out = args.out.row<uint8_t>(t);
     for (int64_t begin = 0; begin < k; begin += kGroup) {
       const int64_t end = std::min(begin + kGroup, k);

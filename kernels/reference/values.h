@@ -47,10 +47,14 @@ inline double At(const Weight& weight, int64_t n, int64_t k) {
   return value * At(weight.scales, (weight.first_row + n) / weight.block_n, k / weight.block_k);
 }
 
-// Row t of x times row n of the weight.
-inline double Dot(const TensorView& x, int64_t t, const Weight& weight, int64_t n) {
+// Row t of x times row n of the weight. `scales` are those of an E4M3 x, else absent.
+inline double Dot(const TensorView& x, int64_t t, const Weight& weight, int64_t n,
+                  const TensorView& scales = {}) {
   double sum = 0.0;
-  for (int64_t k = 0; k < weight.w.dim(1); ++k) sum += At(x, t, k) * At(weight, n, k);
+  for (int64_t k = 0; k < weight.w.dim(1); ++k) {
+    const double value = At(x, t, k) * (scales.absent() ? 1.0 : At(scales, t, k / 128));
+    sum += value * At(weight, n, k);
+  }
   return sum;
 }
 
