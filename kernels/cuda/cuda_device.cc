@@ -189,25 +189,24 @@ CudaState& CudaState::Begin(Device& device) {
 }
 
 CudaState::~CudaState() {
-  if (stream_ != nullptr) {
-    (void)cudaStreamSynchronize(stream_);
-    if (owns_stream_) (void)cudaStreamDestroy(stream_);
-  }
-  for (const Block& block : blocks_) (void)cudaFree(block.data);
+  if (stream_ == nullptr) return;
+  for (const Block& block : blocks_) (void)cudaFreeAsync(block.data, stream_);
+  (void)cudaStreamSynchronize(stream_);
+  if (owns_stream_) (void)cudaStreamDestroy(stream_);
 }
 
 void CudaState::ResetScratch() {
   if (blocks_.size() > 1) {
-    // What one op needed in pieces becomes one piece; cudaFree waits for who may use them.
+    // What one op needed in pieces becomes one piece. They go when the ops behind are done.
     size_t bytes = 0;
     for (const Block& block : blocks_) {
       bytes += block.bytes;
-      (void)cudaFree(block.data);
+      (void)cudaFreeAsync(block.data, stream_);
     }
     blocks_.clear();
     ++moves_;
     Block whole{.data = nullptr, .bytes = bytes};
-    if (cudaMalloc(&whole.data, bytes) == cudaSuccess) blocks_.push_back(whole);
+    if (cudaMallocAsync(&whole.data, bytes, stream_) == cudaSuccess) blocks_.push_back(whole);
   }
   used_ = 0;
 }
@@ -221,7 +220,7 @@ absl::StatusOr<void*> CudaState::ScratchBytes(size_t bytes) {
     }
     Block block{.data = nullptr, .bytes = std::max(rounded, kLeastScratch)};
     BATON_RETURN_IF_ERROR(
-        CudaStatus(cudaMalloc(&block.data, block.bytes), "working memory of an op"));
+        CudaStatus(cudaMallocAsync(&block.data, block.bytes, stream_), "working memory of an op"));
     blocks_.push_back(block);
     used_ = 0;
   }

@@ -43,7 +43,8 @@ class CudaState final : public DeviceState {
 
   // Working memory of one op, in the GPU's memory: `bytes`, 256-byte aligned, not initialized.
   // Pieces of one op lie side by side; Begin gives all back, to the ops behind it in the stream.
-  // Grows by waiting for the GPU, so a steady state does not.
+  // It is taken and given back in the stream's order, by calls that wait for nothing: what stands
+  // in the stream may wait for other ranks, and only they know a deadline for that.
   absl::StatusOr<void*> ScratchBytes(size_t bytes);
   template <typename T>
   absl::StatusOr<T*> Scratch(int64_t count) {
@@ -98,7 +99,7 @@ class CudaState final : public DeviceState {
   };
   std::vector<Block> blocks_;  // the last one is in use
   size_t used_ = 0;            // bytes of the last block
-  uint64_t moves_ = 0;         // how often a block was freed: what was recorded before may use it
+  uint64_t moves_ = 0;  // how often a block was given back: what was recorded before may use it
 };
 
 }  // namespace baton::kernels::cuda

@@ -12,6 +12,7 @@
 
 #include "base/random.h"
 #include "gtest/gtest.h"
+#include "kernels/cuda/cuda_device.h"
 #include "model/expert_tables.h"
 #include "scheduler/expert_placement.h"
 #include "tests/model/model_harness.h"
@@ -24,6 +25,7 @@ namespace {
 using scheduler::Form;
 
 constexpr int kGpus = 4;
+constexpr size_t kBytes = 64;
 constexpr int32_t kPrompt = 11;
 constexpr int32_t kLength = 13;  // the rest in decode form
 
@@ -259,6 +261,41 @@ TEST_P(EmulatedGroupTest, AGroupWithoutGpusIsRefused) {
     EXPECT_EQ(harness.Try(Form::kPrefill, {{&sequence, 0, 4}}).code(),
               absl::StatusCode::kFailedPrecondition);
   });
+}
+
+// Working memory grows behind a call that another rank never makes: nothing waits for the GPU but
+// the group, which knows a deadline.
+TEST(EmulatedGroup, WorkingMemoryGrowsBehindACallThatDoesNotEnd) {
+  const simt::ScopedOptions options({.seed = 6, .devices = kGpus});
+  transport::NcclGroupFabric fabric(kGpus, /*staged=*/false);
+  transport::TestGroupOf group(&fabric, 2);
+  transport::DeviceCalls& calls = *group.at(0).ForDevice();
+  kernels::DeviceOptions device_options;
+  device_options.backend = kernels::BackendKind::kCuda;
+  device_options.queue = fabric.gpu(0).stream();
+  {
+    const auto device = kernels::CreateDevice(device_options).value();
+    const kernels::DeviceBuffer all = device->Allocate(2 * kBytes).value();
+    const std::vector<std::byte> zeros(2 * kBytes);
+    ASSERT_TRUE(device->CopyToDevice(all.data(), zeros.data(), zeros.size()).ok());
+    const std::span<std::byte> room(static_cast<std::byte*>(all.data()), 2 * kBytes);
+    calls.TrustSizes(true);
+    ASSERT_TRUE(calls.AllGather(room.first(kBytes), room, Duration::Seconds(60)).ok());
+    calls.TrustSizes(false);
+    for (size_t mb = 1; mb <= 64; mb *= 4) {
+      kernels::cuda::CudaState& op = kernels::cuda::CudaState::Begin(*device);
+      for (int piece = 0; piece < 2; ++piece) {
+        const auto memory = op.ScratchBytes(mb << 20);
+        ASSERT_TRUE(memory.ok()) << memory.status();
+        ASSERT_EQ(cudaMemsetAsync(*memory, 0, mb << 20, op.stream()), cudaSuccess);
+      }
+    }
+    EXPECT_EQ(cudaStreamQuery(fabric.gpu(0).stream()), cudaErrorNotReady);
+    const absl::Status status = calls.Settle(Duration::Millis(200));
+    EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
+    EXPECT_NE(status.message().find("rank 1"), std::string::npos) << status;
+  }
+  EXPECT_FALSE(simt::TakeFault().has_value());
 }
 
 INSTANTIATE_TEST_SUITE_P(Schedules, EmulatedGroupTest,

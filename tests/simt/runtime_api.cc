@@ -105,11 +105,9 @@ cudaError_t Allocate(void** out, size_t bytes, MemoryKind kind) {
   return *out == nullptr && bytes > 0 ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 
-cudaError_t Release(void* data, MemoryKind kind) {
-  if (data == nullptr) return cudaSuccess;
+// Of memory that no operation uses any more.
+cudaError_t Forget(void* data, MemoryKind kind) {
   Runtime& runtime = Runtime::Get();
-  // As CUDA's, it waits for whatever may use the memory.
-  runtime.SynchronizeDevice();
   Memory& memory = Memory::Get();
   const Allocation allocation = memory.Find(data);
   if (allocation.data != data || allocation.kind != kind) {
@@ -121,6 +119,38 @@ cudaError_t Release(void* data, MemoryKind kind) {
   }
   memory.Free(data);
   return cudaSuccess;
+}
+
+cudaError_t Release(void* data, MemoryKind kind) {
+  if (data == nullptr) return cudaSuccess;
+  Runtime& runtime = Runtime::Get();
+  // As CUDA's, it waits for whatever may use the memory.
+  runtime.SynchronizeDevice();
+  return Forget(data, kind);
+}
+
+// Other streams may use the memory of `out` only behind this one: what is not initialized says so
+// where they do not.
+cudaError_t AllocateInOrder(void** out, size_t bytes, cudaStream_t stream) {
+  Runtime& runtime = Runtime::Get();
+  if (runtime.IsCapturing(stream)) {
+    return runtime.Misuse("memory taken in a stream that captures",
+                          cudaErrorStreamCaptureUnsupported);
+  }
+  return Allocate(out, bytes, MemoryKind::kDevice);
+}
+
+cudaError_t ReleaseInOrder(void* data, cudaStream_t stream) {
+  Runtime& runtime = Runtime::Get();
+  if (runtime.IsCapturing(stream)) {
+    return runtime.Misuse("memory given back in a stream that captures",
+                          cudaErrorStreamCaptureUnsupported);
+  }
+  if (data == nullptr) return cudaSuccess;
+  return runtime.Enqueue(stream, [data](uint32_t) {
+    (void)Forget(data, MemoryKind::kDevice);
+    return true;
+  });
 }
 
 std::string LaunchProblem(dim3 grid, int threads, size_t shared_bytes, int major) {
@@ -311,6 +341,12 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 
 cudaError_t cudaMalloc(void** data, size_t bytes) {
   return Answer(baton::simt::Allocate(data, bytes, MemoryKind::kDevice));
+}
+cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t stream) {
+  return Answer(baton::simt::AllocateInOrder(data, bytes, stream));
+}
+cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
+  return Answer(baton::simt::ReleaseInOrder(data, stream));
 }
 cudaError_t cudaFree(void* data) { return Answer(baton::simt::Release(data, MemoryKind::kDevice)); }
 cudaError_t cudaMallocHost(void** data, size_t bytes) {
