@@ -51,6 +51,18 @@ void PlaceAttention(const ModelConfig& c, const PassLimits& limits, Placer& plac
   a.own_heads = split ? placer.Place(act, {own, c.heads, c.v_head_dim}) : a.heads_out;
 }
 
+// For the largest of these inputs.
+CodeRoom PlaceCodes(std::initializer_list<TensorView> inputs, Placer& placer) {
+  int64_t codes = 0, scales = 0;
+  for (const TensorView& input : inputs) {
+    if (input.absent()) continue;
+    codes = std::max(codes, input.dim(0) * input.dim(1));
+    scales = std::max(scales, input.dim(0) * ((input.dim(1) + 127) / 128));
+  }
+  return {.codes = placer.Place(DType::kF8E4M3, {codes}),
+          .scales = placer.Place(DType::kF32, {scales})};
+}
+
 }  // namespace
 
 Activations LayOutActivations(const ModelConfig& c, const PassLimits& limits, void* base,
@@ -90,6 +102,11 @@ Activations LayOutActivations(const ModelConfig& c, const PassLimits& limits, vo
   a.expert_offsets = placer.Place(DType::kI32, {c.routed_experts + 1});
   a.expert_inner = placer.Place(act, {own * choices, c.moe_intermediate_size});
   a.expert_out = placer.Place(act, {own * choices, hidden});
+  if (limits.fp8) {
+    const TensorView heads = a.own_heads.Reshape({a.own_heads.dim(0), c.heads * c.v_head_dim});
+    a.normed_codes = PlaceCodes({a.normed}, placer);
+    a.codes = PlaceCodes({a.q_a, heads, a.mlp_inner, a.shared_inner, a.expert_inner}, placer);
+  }
 
   if (limits.row_ranks > 1) {
     a.head_sent = placer.Place(DType::kF32, {limits.max_logit_rows, hidden});

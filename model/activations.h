@@ -24,6 +24,13 @@ struct PassLimits {
   kernels::DType act = kernels::DType::kBF16;
   int32_t row_ranks = 1;  // among which the rows are split
   int32_t heads = 0;      // of this rank; 0: all
+  bool fp8 = false;       // rows may be rounded to E4M3 (linear_input.h)
+};
+
+// Room for rows in E4M3 with the scales of their groups of 128, whatever their shape.
+struct CodeRoom {
+  kernels::TensorView codes;   // F8E4M3 [most codes]
+  kernels::TensorView scales;  // F32 [most scales]
 };
 
 struct Activations {
@@ -43,6 +50,9 @@ struct Activations {
   View picked;         // F32 [O, H], that of the rows that go on when others stop; absent in a
                        // group that splits rows
   View normed;         // act [O, H]
+
+  CodeRoom normed_codes;  // normed in E4M3
+  CodeRoom codes;         // any other input of a product; both absent unless PassLimits::fp8
 
   View own_q_a;     // act [O, q_lora]; absent without
   View own_kv_a;    // act [O, kv_lora + rope]

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status_macros.h"
+#include "model/linear_input.h"
 #include "model/mla.h"
 #include "model/moe.h"
 
@@ -36,7 +37,8 @@ PassLimits LimitsOf(const ModelConfig& config, const DecoderOptions& options, in
           .max_logit_rows = options.max_logit_rows,
           .act = options.act,
           .row_ranks = options.group.tensor() ? options.group.ranks() : 1,
-          .heads = LocalHeads(config, options.group)};
+          .heads = LocalHeads(config, options.group),
+          .fp8 = options.fp8_activations && config.weight_format == WeightFormat::kFp8Block};
 }
 
 size_t RopeTableBytes(const ModelConfig& config, int32_t positions) {
@@ -106,7 +108,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device
           ExpertExchange::Shape{.hidden = config.hidden_size,
                                 .inner = config.moe_intermediate_size,
                                 .choices = config.experts_per_token,
-                                .act = options.act});
+                                .act = options.act,
+                                .fp8 = options.fp8_activations && ExpertsReadCodes(model)});
     }
     if (overlaps) decoder->queue_ = std::make_unique<CallQueue>("collectives");
     const int32_t slots = scheduler::SlotsPerRank(

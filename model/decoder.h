@@ -34,6 +34,9 @@ struct DecoderOptions {
   int32_t max_rows = 512;
   int32_t max_logit_rows = 64;
   kernels::DType act = kernels::DType::kBF16;  // or kF32
+  // Rows that meet FP8 weights are rounded to E4M3 (linear_input.h). Other bits; the same ones on
+  // all ranks, whatever their number.
+  bool fp8_activations = false;
   RankGroup group;
 };
 

@@ -22,6 +22,14 @@ kernels::RecordLayout LayoutOf(const ExpertExchange::Shape& shape, Dispatch disp
           .dtype = dispatch == Dispatch::kFp8 ? DType::kF8E4M3 : shape.act};
 }
 
+// Rows for experts that read E4M3 travel so.
+RankGroup GroupFor(RankGroup group, const ExpertExchange::Shape& shape) {
+  if (shape.fp8) group.dispatch = Dispatch::kFp8;
+  return group;
+}
+
+int64_t Groups(int64_t columns) { return (columns + 127) / 128; }
+
 }  // namespace
 
 const char* DispatchName(Dispatch dispatch) {
@@ -30,9 +38,9 @@ const char* DispatchName(Dispatch dispatch) {
 
 ExpertExchange::ExpertExchange(kernels::Device& device, const RankGroup& group, const Shape& shape)
     : device_(device),
-      group_(group),
+      group_(GroupFor(group, shape)),
       shape_(shape),
-      layout_(LayoutOf(shape, group.dispatch)),
+      layout_(LayoutOf(shape, group_.dispatch)),
       row_bytes_(shape.hidden * static_cast<int64_t>(kernels::DTypeBytes(shape.act))),
       sent_(static_cast<size_t>(group.ranks())),
       all_counts_(static_cast<size_t>(group.ranks()) * static_cast<size_t>(group.ranks())),
@@ -58,9 +66,21 @@ TensorView ExpertExchange::View(const Buffer& buffer, DType dtype,
 }
 
 TensorView ExpertExchange::x() const {
+  if (shape_.fp8) {
+    TensorView view = View(records_, DType::kF8E4M3, {rows_, shape_.hidden});
+    view.strides[0] = layout_.bytes();
+    return view;
+  }
   if (group_.dispatch == Dispatch::kFp8) return View(x_, shape_.act, {rows_, shape_.hidden});
   TensorView view = View(records_, shape_.act, {rows_, shape_.hidden});
   view.strides[0] = layout_.bytes() / static_cast<int64_t>(kernels::DTypeBytes(shape_.act));
+  return view;
+}
+TensorView ExpertExchange::x_scales() const {
+  if (!shape_.fp8) return {};
+  TensorView view = View(records_, DType::kF32, {rows_, layout_.scales()});
+  view.data = records_.data() + layout_.scales_at();
+  view.strides[0] = layout_.bytes() / static_cast<int64_t>(sizeof(float));
   return view;
 }
 TensorView ExpertExchange::slots() const {
@@ -75,6 +95,15 @@ TensorView ExpertExchange::pair_rows() const {
 }
 TensorView ExpertExchange::inner() const {
   return View(inner_, shape_.act, {pairs_, shape_.inner});
+}
+TensorView ExpertExchange::inner_codes() const {
+  return View(inner_codes_, DType::kF8E4M3, {pairs_, shape_.inner});
+}
+TensorView ExpertExchange::inner_scales() const {
+  return View(inner_scales_, DType::kF32, {pairs_, Groups(shape_.inner)});
+}
+TensorView ExpertExchange::pair_count() const {
+  return offsets().Slice(0, slots_per_rank_, slots_per_rank_ + 1);
 }
 TensorView ExpertExchange::outputs() const {
   return View(outputs_, shape_.act, {pairs_, shape_.hidden});
@@ -124,7 +153,7 @@ absl::Status ExpertExchange::ReserveForSent() {
   BATON_RETURN_IF_ERROR(Reserve(counts_, ranks * static_cast<int64_t>(sizeof(Counts))));
   BATON_RETURN_IF_ERROR(Reserve(sent_records_, pairs * kIndexBytes));
   BATON_RETURN_IF_ERROR(Reserve(home_rows_, pairs * kIndexBytes));
-  if (group_.dispatch == Dispatch::kFp8) {
+  if (group_.dispatch == Dispatch::kFp8 && !shape_.fp8) {
     BATON_RETURN_IF_ERROR(Reserve(codes_, home_row_count_ * shape_.hidden));
     BATON_RETURN_IF_ERROR(
         Reserve(scales_, home_row_count_ * layout_.scales() * static_cast<int64_t>(sizeof(float))));
@@ -132,9 +161,11 @@ absl::Status ExpertExchange::ReserveForSent() {
   return Reserve(send_, records * layout_.bytes());
 }
 
-absl::Status ExpertExchange::Pack(const TensorView& x, const kernels::DispatchPlanArgs& plan) {
-  kernels::DispatchPackArgs args{.layout = layout_, .x = x, .scales = {}, .plan = plan, .out = {}};
-  if (group_.dispatch == Dispatch::kFp8) {
+absl::Status ExpertExchange::Pack(const TensorView& x, const TensorView& scales,
+                                  const kernels::DispatchPlanArgs& plan) {
+  kernels::DispatchPackArgs args{
+      .layout = layout_, .x = x, .scales = scales, .plan = plan, .out = {}};
+  if (group_.dispatch == Dispatch::kFp8 && !shape_.fp8) {
     args.x = View(codes_, DType::kF8E4M3, {home_row_count_, shape_.hidden});
     args.scales = View(scales_, DType::kF32, {home_row_count_, layout_.scales()});
     BATON_RETURN_IF_ERROR(
@@ -149,8 +180,8 @@ absl::Status ExpertExchange::Pack(const TensorView& x, const kernels::DispatchPl
   return kernels::DispatchPack(device_, args);
 }
 
-absl::Status ExpertExchange::BeginDispatch(const TensorView& x, const TensorView& physical,
-                                           int32_t slots_per_rank) {
+absl::Status ExpertExchange::BeginDispatch(const TensorView& x, const TensorView& scales,
+                                           const TensorView& physical, int32_t slots_per_rank) {
   slots_per_rank_ = slots_per_rank;
   home_row_count_ = physical.dim(0);
   BATON_RETURN_IF_ERROR(ReserveForSent());
@@ -170,7 +201,7 @@ absl::Status ExpertExchange::BeginDispatch(const TensorView& x, const TensorView
     plan.most_pairs = room_.most_pairs;
   }
   BATON_RETURN_IF_ERROR(kernels::DispatchPlan(device_, plan));
-  BATON_RETURN_IF_ERROR(Pack(x, plan));
+  BATON_RETURN_IF_ERROR(Pack(x, scales, plan));
   if (!fixed()) BATON_RETURN_IF_ERROR(ReadCounts());
   return Start([this] { return SendRows(); });
 }
@@ -228,7 +259,13 @@ void ExpertExchange::TakeFixedCounts() {
 absl::Status ExpertExchange::ReserveForReceived() {
   const int64_t choices = rows_ * shape_.choices * kIndexBytes;
   BATON_RETURN_IF_ERROR(Reserve(records_, rows_ * layout_.bytes()));
-  if (group_.dispatch == Dispatch::kFp8) BATON_RETURN_IF_ERROR(Reserve(x_, rows_ * row_bytes_));
+  if (shape_.fp8) {
+    BATON_RETURN_IF_ERROR(Reserve(inner_codes_, pairs_ * shape_.inner));
+    BATON_RETURN_IF_ERROR(Reserve(
+        inner_scales_, pairs_ * Groups(shape_.inner) * static_cast<int64_t>(sizeof(float))));
+  } else if (group_.dispatch == Dispatch::kFp8) {
+    BATON_RETURN_IF_ERROR(Reserve(x_, rows_ * row_bytes_));
+  }
   BATON_RETURN_IF_ERROR(Reserve(slots_, choices));
   BATON_RETURN_IF_ERROR(Reserve(offsets_, (slots_per_rank_ + 1) * kIndexBytes));
   BATON_RETURN_IF_ERROR(Reserve(row_tokens_, pairs_ * kIndexBytes));
@@ -264,7 +301,7 @@ absl::Status ExpertExchange::EndDispatch() {
       device_, {.layout = layout_,
                 .records = View(records_, DType::kU8, {rows_, layout_.bytes()}),
                 .slots_per_rank = slots_per_rank_,
-                .x = group_.dispatch == Dispatch::kFp8 ? x() : TensorView{},
+                .x = group_.dispatch == Dispatch::kFp8 && !shape_.fp8 ? x() : TensorView{},
                 .slots = slots()}));
   return device_.host_memory() ? CheckPairs() : absl::OkStatus();
 }

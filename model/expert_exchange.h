@@ -39,6 +39,9 @@ class ExpertExchange {
     int64_t inner = 0;    // width of an expert
     int32_t choices = 0;  // k, experts of a row
     kernels::DType act = kernels::DType::kBF16;
+    // Experts read E4M3 (linear_input.h): rows travel as Dispatch::kFp8, whatever the group says,
+    // and are read as they come.
+    bool fp8 = false;
   };
   // Of the blocks of fixed messages, the same on all ranks; rows 0: messages are counted.
   struct Room {
@@ -56,18 +59,22 @@ class ExpertExchange {
   void UseQueue(CallQueue* queue) { queue_ = queue; }
   void UseRoom(const Room& room) { room_ = room; }
 
-  // Sends the rows of x, act [T, H], to the ranks of `physical`, I32 [T, k]: each entry r *
-  // slots_per_rank + s for slot s of rank r. Both may be reused by what the device is given later.
-  // Errors, of the End calls too, are the collectives'.
-  absl::Status BeginDispatch(const kernels::TensorView& x, const kernels::TensorView& physical,
-                             int32_t slots_per_rank);
+  // Whether Shape says so.
+  bool fp8() const { return shape_.fp8; }
+
+  // Sends the rows of x, act [T, H], or with fp8() E4M3 with their `scales`, to the ranks of
+  // `physical`, I32 [T, k]: each entry r * slots_per_rank + s for slot s of rank r. Both may be
+  // reused by what the device is given later. Errors, of the End calls too, are the collectives'.
+  absl::Status BeginDispatch(const kernels::TensorView& x, const kernels::TensorView& scales,
+                             const kernels::TensorView& physical, int32_t slots_per_rank);
   absl::Status EndDispatch();
 
   // What came here, from EndDispatch to the next BeginDispatch: R rows from all ranks, and room for
   // P pairs of a row and one of this rank's slots (counted: just as many).
   int64_t rows() const { return rows_; }
   int64_t pairs() const { return pairs_; }
-  kernels::TensorView x() const;      // act [R, H] rows
+  kernels::TensorView x() const;         // act, with fp8() E4M3, [R, H] rows
+  kernels::TensorView x_scales() const;  // with fp8() F32 [R, ceil(H / 128)] rows, else absent
   kernels::TensorView slots() const;  // I32 [R, k]: slot of each choice; slots_per_rank: elsewhere
   // Room for MoePermute's outputs over slots() and for the experts'.
   kernels::TensorView offsets() const;     // I32 [slots_per_rank + 1]
@@ -75,6 +82,10 @@ class ExpertExchange {
   kernels::TensorView pair_rows() const;   // I32 [R, k]
   kernels::TensorView inner() const;       // act [P, inner]
   kernels::TensorView outputs() const;     // act [P, H]
+  // With fp8() room for inner() in E4M3, and how many rows of it there are, from MoePermute on.
+  kernels::TensorView inner_codes() const;   // F8E4M3 [P, inner]
+  kernels::TensorView inner_scales() const;  // F32 [P, ceil(inner / 128)]
+  kernels::TensorView pair_count() const;    // I32 [1]
 
   // Sends outputs(), in the rows that pair_rows() says, home.
   absl::Status BeginReturn();
@@ -104,7 +115,8 @@ class ExpertExchange {
   absl::Status ReserveForSent();
   absl::Status ReserveForReceived();
   absl::Status NumberBlocks();
-  absl::Status Pack(const kernels::TensorView& x, const kernels::DispatchPlanArgs& plan);
+  absl::Status Pack(const kernels::TensorView& x, const kernels::TensorView& scales,
+                    const kernels::DispatchPlanArgs& plan);
   // Runs `call` in the queue if there is one, and Finish waits for it.
   absl::Status Start(CallQueue::Call call);
   absl::Status Finish();
@@ -144,7 +156,8 @@ class ExpertExchange {
   int64_t rows_ = 0;
   int64_t pairs_ = 0;
   Buffer blocks_, counts_, sent_records_, home_rows_, codes_, scales_, send_, records_, x_, slots_,
-      offsets_, row_tokens_, pair_rows_, inner_, outputs_, return_index_, returned_, home_outputs_;
+      offsets_, row_tokens_, pair_rows_, inner_, inner_codes_, inner_scales_, outputs_,
+      return_index_, returned_, home_outputs_;
   uint64_t bytes_sent_ = 0;
 };
 

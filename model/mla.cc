@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/status_macros.h"
+#include "model/linear_input.h"
 
 namespace baton::model {
 namespace {
@@ -38,24 +39,29 @@ kernels::Weight OfHeads(const PassContext& pass, const kernels::Weight& weight) 
   return weight.Rows(mine.begin * per_head, mine.end * per_head);
 }
 
+absl::Status Project(const PassContext& pass, const LinearInput& in, const kernels::Weight& w,
+                     const TensorView& out) {
+  return Linear(pass.device, {.x = in.x, .x_scales = in.scales, .w = w, .out = out});
+}
+
 absl::Status ProjectQ(const PassContext& pass, const AttentionWeights& w) {
-  kernels::Device& device = pass.device;
   const Activations& a = pass.a;
-  if (!w.q.absent()) {
-    BATON_RETURN_IF_ERROR(GatherRows(pass, a.normed, a.q_a));
-    return Linear(device, {.x = a.q_a, .w = OfHeads(pass, w.q), .out = Flat(a.q)});
+  const bool low_rank = w.q.absent();
+  if (low_rank) {
+    BATON_RETURN_IF_ERROR(Project(pass, NormedFor(pass, w.q_a), w.q_a, a.own_q_a));
+    BATON_RETURN_IF_ERROR(RmsNorm(
+        pass.device,
+        {.x = a.own_q_a, .weight = w.q_a_norm, .out = a.own_q_a, .eps = pass.config.rms_norm_eps}));
   }
-  BATON_RETURN_IF_ERROR(Linear(device, {.x = a.normed, .w = w.q_a, .out = a.own_q_a}));
-  BATON_RETURN_IF_ERROR(RmsNorm(
-      device,
-      {.x = a.own_q_a, .weight = w.q_a_norm, .out = a.own_q_a, .eps = pass.config.rms_norm_eps}));
-  BATON_RETURN_IF_ERROR(GatherRows(pass, a.own_q_a, a.q_a));
-  return Linear(device, {.x = a.q_a, .w = OfHeads(pass, w.q_b), .out = Flat(a.q)});
+  BATON_RETURN_IF_ERROR(GatherRows(pass, low_rank ? a.own_q_a : a.normed, a.q_a));
+  const kernels::Weight mine = OfHeads(pass, low_rank ? w.q_b : w.q);
+  BATON_ASSIGN_OR_RETURN(const LinearInput in, InputFor(pass, a.q_a, mine));
+  return Project(pass, in, mine, Flat(a.q));
 }
 
 absl::Status ProjectLatents(const PassContext& pass, const AttentionWeights& w) {
   const Activations& a = pass.a;
-  BATON_RETURN_IF_ERROR(Linear(pass.device, {.x = a.normed, .w = w.kv_a, .out = a.own_kv_a}));
+  BATON_RETURN_IF_ERROR(Project(pass, NormedFor(pass, w.kv_a), w.kv_a, a.own_kv_a));
   return GatherRows(pass, a.own_kv_a, a.kv_a);
 }
 
@@ -143,6 +149,7 @@ absl::Status AttendAbsorbed(const PassContext& pass, const AttentionWeights& w,
 
 absl::Status WriteLatentsAndQueries(const PassContext& pass, const AttentionWeights& w,
                                     const KvPages& pages) {
+  BATON_RETURN_IF_ERROR(QuantizeNormed(pass));
   BATON_RETURN_IF_ERROR(ProjectQ(pass, w));
   BATON_RETURN_IF_ERROR(ProjectLatents(pass, w));
   kernels::RopeAndPageArgs args = RopeLatents(pass, w, pages);
@@ -152,11 +159,13 @@ absl::Status WriteLatentsAndQueries(const PassContext& pass, const AttentionWeig
 
 absl::Status WriteLatents(const PassContext& pass, const AttentionWeights& w,
                           const KvPages& pages) {
+  BATON_RETURN_IF_ERROR(QuantizeNormed(pass));
   BATON_RETURN_IF_ERROR(ProjectLatents(pass, w));
   return RopeAndPage(pass.device, RopeLatents(pass, w, pages));
 }
 
 absl::Status MakeQueries(const PassContext& pass, const AttentionWeights& w, const KvPages& pages) {
+  BATON_RETURN_IF_ERROR(QuantizeNormed(pass));
   BATON_RETURN_IF_ERROR(ProjectQ(pass, w));
   return RopeAndPage(pass.device, {.q = pass.a.q,
                                    .cos = pass.cos,
@@ -170,8 +179,10 @@ absl::Status Attend(const PassContext& pass, const AttentionWeights& w, const Kv
   BATON_RETURN_IF_ERROR(pass.form == scheduler::Form::kPrefill ? AttendExpanded(pass, w, pages)
                                                                : AttendAbsorbed(pass, w, pages));
   BATON_RETURN_IF_ERROR(ExchangeHeads(pass));
-  return Linear(pass.device,
-                {.x = Flat(a.own_heads), .w = w.o, .out = a.hidden, .epilogue = Epilogue::kAdd});
+  BATON_ASSIGN_OR_RETURN(const LinearInput in, InputFor(pass, Flat(a.own_heads), w.o));
+  return Linear(
+      pass.device,
+      {.x = in.x, .x_scales = in.scales, .w = w.o, .out = a.hidden, .epilogue = Epilogue::kAdd});
 }
 
 }  // namespace baton::model

@@ -272,6 +272,7 @@ DecoderOptions DecoderOptionsFor(const RunnerOptions& options) {
   return {.max_rows = options.max_batch_rows,
           .max_logit_rows = std::min(options.max_batch_rows, kMaxLogitRows),
           .act = options.activations,
+          .fp8_activations = options.fp8_activations,
           .group = options.group};
 }
 

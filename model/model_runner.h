@@ -21,6 +21,7 @@ struct RunnerOptions {
   kernels::DeviceOptions device;
   kernels::KvFormat kv_format = kernels::KvFormat::kBF16;
   kernels::DType activations = kernels::DType::kBF16;  // or kF32, for comparison with float oracles
+  bool fp8_activations = false;                        // as in DecoderOptions
   int32_t page_tokens = 64;                            // 16..256
   int32_t total_pages =
       256;  // >= 1; page ids 0 .. total_pages - 1 (all layers of one id count as one page)

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/status_macros.h"
+#include "model/linear_input.h"
 #include "scheduler/expert_routing.h"
 
 namespace baton::model {
@@ -45,16 +46,21 @@ absl::Status RunExperts(const PassContext& pass, const MoeWeights& w) {
                                                  .offsets = a.expert_offsets,
                                                  .row_tokens = a.row_tokens,
                                                  .rows = a.expert_rows}));
-  BATON_RETURN_IF_ERROR(GroupedLinear(pass.device, {.x = a.normed,
+  const LinearInput normed = NormedFor(pass, w.expert_gate[0]);
+  BATON_RETURN_IF_ERROR(GroupedLinear(pass.device, {.x = normed.x,
+                                                    .x_scales = normed.scales,
                                                     .row_index = a.row_tokens,
                                                     .offsets = a.expert_offsets,
                                                     .w = w.expert_gate,
                                                     .w2 = w.expert_up,
                                                     .out = a.expert_inner,
                                                     .epilogue = Epilogue::kSiluMul}));
-  return GroupedLinear(
-      pass.device,
-      {.x = a.expert_inner, .offsets = a.expert_offsets, .w = w.expert_down, .out = a.expert_out});
+  BATON_ASSIGN_OR_RETURN(const LinearInput inner, InputFor(pass, a.expert_inner, w.expert_down[0]));
+  return GroupedLinear(pass.device, {.x = inner.x,
+                                     .x_scales = inner.scales,
+                                     .offsets = a.expert_offsets,
+                                     .w = w.expert_down,
+                                     .out = a.expert_out});
 }
 
 // Fills a.physical: the choices of all ranks' rows, rank after rank, are split over the replicas
@@ -113,13 +119,25 @@ absl::Status RunSlots(const PassContext& pass, const ExpertTables::Layer& slots,
                                                  .rows = received.pair_rows()}));
   if (received.pairs() == 0) return absl::OkStatus();
   BATON_RETURN_IF_ERROR(GroupedLinear(pass.device, {.x = received.x(),
+                                                    .x_scales = received.x_scales(),
                                                     .row_index = received.row_tokens(),
                                                     .offsets = received.offsets(),
                                                     .w = slots.gate,
                                                     .w2 = slots.up,
                                                     .out = received.inner(),
                                                     .epilogue = Epilogue::kSiluMul}));
-  return GroupedLinear(pass.device, {.x = received.inner(),
+  kernels::TensorView inner = received.inner(), scales;
+  if (received.fp8()) {
+    inner = received.inner_codes();
+    scales = received.inner_scales();
+    // Room behind the last pair holds nothing.
+    BATON_RETURN_IF_ERROR(QuantizeFp8(pass.device, {.x = received.inner(),
+                                                    .out = inner,
+                                                    .scales = scales,
+                                                    .row_count = received.pair_count()}));
+  }
+  return GroupedLinear(pass.device, {.x = inner,
+                                     .x_scales = scales,
                                      .offsets = received.offsets(),
                                      .w = slots.down,
                                      .out = received.outputs()});
@@ -127,15 +145,21 @@ absl::Status RunSlots(const PassContext& pass, const ExpertTables::Layer& slots,
 
 absl::Status GateAndUp(const PassContext& pass, const MlpWeights& w,
                        const kernels::TensorView& inner) {
-  return Linear(
-      pass.device,
-      {.x = pass.a.normed, .w = w.gate, .w2 = w.up, .out = inner, .epilogue = Epilogue::kSiluMul});
+  const LinearInput normed = NormedFor(pass, w.gate);
+  return Linear(pass.device, {.x = normed.x,
+                              .x_scales = normed.scales,
+                              .w = w.gate,
+                              .w2 = w.up,
+                              .out = inner,
+                              .epilogue = Epilogue::kSiluMul});
 }
 
 absl::Status RunShared(const PassContext& pass, const MlpWeights& w) {
   const Activations& a = pass.a;
   BATON_RETURN_IF_ERROR(GateAndUp(pass, w, a.shared_inner));
-  return Linear(pass.device, {.x = a.shared_inner, .w = w.down, .out = a.shared_out});
+  BATON_ASSIGN_OR_RETURN(const LinearInput inner, InputFor(pass, a.shared_inner, w.down));
+  return Linear(pass.device,
+                {.x = inner.x, .x_scales = inner.scales, .w = w.down, .out = a.shared_out});
 }
 
 // The sum over the chosen experts, whose outputs are rows `rows` of y, and the shared ones.
@@ -155,14 +179,20 @@ absl::Status AddToHidden(const PassContext& pass, const kernels::TensorView& y,
 
 absl::Status RunMlp(const PassContext& pass, const MlpWeights& w) {
   const Activations& a = pass.a;
+  BATON_RETURN_IF_ERROR(QuantizeNormed(pass));
   BATON_RETURN_IF_ERROR(GateAndUp(pass, w, a.mlp_inner));
-  return Linear(pass.device,
-                {.x = a.mlp_inner, .w = w.down, .out = a.hidden, .epilogue = Epilogue::kAdd});
+  BATON_ASSIGN_OR_RETURN(const LinearInput inner, InputFor(pass, a.mlp_inner, w.down));
+  return Linear(pass.device, {.x = inner.x,
+                              .x_scales = inner.scales,
+                              .w = w.down,
+                              .out = a.hidden,
+                              .epilogue = Epilogue::kAdd});
 }
 
 absl::Status RunMoe(const PassContext& pass, const MoeWeights& w) {
   const Activations& a = pass.a;
   BATON_RETURN_IF_ERROR(ChooseExperts(pass, w, nullptr));
+  BATON_RETURN_IF_ERROR(QuantizeNormed(pass));
   BATON_RETURN_IF_ERROR(RunExperts(pass, w));
   if (pass.config.shared_experts > 0) BATON_RETURN_IF_ERROR(RunShared(pass, w.shared));
   return AddToHidden(pass, a.expert_out, a.expert_rows);
@@ -175,8 +205,12 @@ absl::Status BeginMoeInGroup(const PassContext& pass, const MoeWeights& w,
   const bool spread = pass.group.tensor() && slots.replicas.dim(1) > 1;
   BATON_RETURN_IF_ERROR(ChooseExperts(pass, w, spread ? nullptr : &slots));
   if (spread) BATON_RETURN_IF_ERROR(SpreadOverReplicas(pass, tables.active(), layer));
-  BATON_RETURN_IF_ERROR(
-      exchange.BeginDispatch(a.normed, a.physical, static_cast<int32_t>(slots.gate.size())));
+  BATON_RETURN_IF_ERROR(QuantizeNormed(pass));
+  const LinearInput rows = exchange.fp8()
+                               ? CodesIn(a.normed_codes, a.normed.dim(0), a.normed.dim(1))
+                               : LinearInput{.x = a.normed, .scales = {}};
+  BATON_RETURN_IF_ERROR(exchange.BeginDispatch(rows.x, rows.scales, a.physical,
+                                               static_cast<int32_t>(slots.gate.size())));
   return pass.config.shared_experts > 0 ? RunShared(pass, w.shared) : absl::OkStatus();
 }
 

@@ -38,7 +38,8 @@ std::string Agreement(const Config& config, const std::string& model_hash,
       cpu ? kernels::IsaName(std::min(options.device.max_isa, kernels::DetectIsa())) : "none",
       " redundant_experts=", options.group.redundant_experts);
   if (options.device.backend == kernels::BackendKind::kCuda) {
-    absl::StrAppend(&text, " dense_gemm=", config.kernels().cuda().dense_gemm());
+    absl::StrAppend(&text, " dense_gemm=", config.kernels().cuda().dense_gemm(),
+                    " warpgroups=", config.kernels().cuda().warpgroups());
   }
   if (options.group.split == model::Split::kTensor) {
     // They run the same passes over the same pages.

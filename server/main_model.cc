@@ -140,6 +140,8 @@ absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, Runn
   options.device.dense_gemm = config.kernels().cuda().dense_gemm() == "cublaslt"
                                   ? kernels::DenseGemm::kCublasLt
                                   : kernels::DenseGemm::kOwn;
+  options.device.warpgroups = config.kernels().cuda().warpgroups() != "off";
+  options.fp8_activations = config.kernels().fp8_activations();
   options.device.pin = config.kernels().pin_threads();
   options.device.records = config.kernels().graphs();
   options.device.threads = ThreadsOfRank(config, role);
@@ -169,6 +171,8 @@ ModelDescription DescribeModel(const Config& config, const model::ModelManifest&
 ModelDescription DescribeModel(const Config& config, const model::LoadedModel& model) {
   ModelDescription description = Describe(config, model.directory, model.config, model.generation);
   description.hash = model.hash;
+  // Bits of a request depend on it, so whoever shares one must have it alike.
+  if (config.kernels().fp8_activations()) description.hash += "+fp8_activations";
   description.kv_format = config.model().kv_format();
   return description;
 }

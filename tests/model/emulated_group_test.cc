@@ -177,6 +177,27 @@ TEST_P(EmulatedGroupTest, APassThatFindsNoRoomIsRunAgain) {
   });
 }
 
+// In messages with room for more, of which the rest must not be touched.
+TEST_P(EmulatedGroupTest, Fp8ActivationsHaveTheBitsOfOneRank) {
+  if (model_->config.weight_format != WeightFormat::kFp8Block) return;
+  const TestSequence sequence = Sequence(kLength, 9);
+  const auto options = [&](transport::Collectives* collectives, Split split, int32_t rank) {
+    RunnerOptions made = Options(collectives, split, rank);
+    made.fp8_activations = true;
+    return made;
+  };
+  ModelHarness solo(model_, options(nullptr, Split::kExpert, 0));
+  const std::vector<LogitRow> alone = solo.RunSequence(sequence, kPrompt, kPrompt);
+  for (const Split split : {Split::kTensor, Split::kExpert}) {
+    OnAllRanks(2, [&](int32_t rank, transport::Collectives* collectives) {
+      ModelHarness harness(model_, options(collectives, split, rank));
+      if (split == Split::kExpert) harness.set_most_rows(16);
+      const std::vector<LogitRow> rows = harness.RunSequence(sequence, kPrompt, 7);
+      if (rank == 0) ExpectSameBits(rows, alone);
+    });
+  }
+}
+
 TEST_P(EmulatedGroupTest, Fp8DispatchHasTheSameBitsForAnyNumberOfRanks) {
   const TestSequence sequence = Sequence(kLength, 8);
   std::vector<LogitRow> first;

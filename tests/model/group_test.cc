@@ -228,6 +228,33 @@ TEST_P(GroupTest, Fp8DispatchHasTheSameBitsForAnyNumberOfRanks) {
   ExpectClose(first, exact, model_->config.layers - model_->config.dense_layers);
 }
 
+// Rows that meet FP8 weights are rounded once, wherever they are: groups of any size and split have
+// the bits of one rank without a group, whatever their dispatch says. Models without FP8 weights
+// round nothing.
+TEST_P(GroupTest, Fp8ActivationsHaveTheSameBitsForAnyNumberOfRanks) {
+  const TestSequence sequence = Sequence(kLength, 9);
+  const std::vector<LogitRow> exact = Alone(sequence);
+  RunnerOptions alone_options = Options(nullptr, Split::kTensor);
+  alone_options.fp8_activations = true;
+  const std::vector<LogitRow> alone =
+      ModelHarness(model_, alone_options).RunSequence(sequence, kPrompt, kPrompt);
+  for (const int32_t ranks : {1, 2}) {
+    for (const Split split : {Split::kTensor, Split::kExpert}) {
+      SCOPED_TRACE(ranks);
+      OnAllRanks(ranks, [&](int32_t rank, transport::Collectives* collectives) {
+        RunnerOptions options = Options(collectives, split);
+        options.fp8_activations = true;
+        ModelHarness harness(model_, options);
+        const std::vector<LogitRow> rows = harness.RunSequence(sequence, kPrompt, 33);
+        if (rank == 0) ExpectSameBits(rows, alone);
+      });
+    }
+  }
+  if (model_->config.weight_format != WeightFormat::kFp8Block) return ExpectSameBits(alone, exact);
+  // At most seven inputs of a layer are rounded.
+  ExpectClose(alone, exact, 4 * model_->config.layers);
+}
+
 // A rank that is not live computes for its own rows still, but gets no rows of others.
 TEST_P(GroupTest, ExpertsOfAMaskedRankAreServedByReplicas) {
   constexpr int32_t kRanks = 3;

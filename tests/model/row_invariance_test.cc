@@ -21,12 +21,14 @@ constexpr int32_t kLength = 142;  // the rest in decode form
 struct Setup {
   std::string model;
   kernels::KvFormat kv_format;
+  bool fp8_activations = false;
 };
 
 RunnerOptions Options(const Setup& setup, int threads = 1) {
   RunnerOptions options;
   options.device.threads = threads;
   options.kv_format = setup.kv_format;
+  options.fp8_activations = setup.fp8_activations;
   options.total_pages = 64;
   return options;
 }
@@ -196,10 +198,12 @@ TEST_P(RowInvarianceTest, PagesMovedToAnotherRank) {
 INSTANTIATE_TEST_SUITE_P(Models, RowInvarianceTest,
                          testing::Values(Setup{"bf16-lora-yarn", kernels::KvFormat::kBF16},
                                          Setup{"fp8-ragged-yarn", kernels::KvFormat::kFP8},
-                                         Setup{"fp8-sharded-mtp", kernels::KvFormat::kBF16}),
+                                         Setup{"fp8-sharded-mtp", kernels::KvFormat::kBF16},
+                                         Setup{"fp8-ragged-yarn", kernels::KvFormat::kBF16, true}),
                          [](const auto& info) {
                            std::string name =
                                info.param.model + "_" + kernels::KvFormatName(info.param.kv_format);
+                           if (info.param.fp8_activations) name += "_fp8_rows";
                            for (char& c : name)
                              c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
                            return name;
