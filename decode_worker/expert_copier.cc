@@ -39,6 +39,7 @@ std::vector<ExpertCopier::Finished> ExpertCopier::TakeFinished() {
 }
 
 void ExpertCopier::RunUntilStopped() {
+  uint64_t begun = 0;  // the version of the copy before
   std::unique_lock<std::mutex> lock(mutex_);
   while (true) {
     changed_.wait(lock, [this] { return stop_ || !queue_.empty(); });
@@ -47,6 +48,7 @@ void ExpertCopier::RunUntilStopped() {
     const scheduler::ExpertCopy copy = queue_.front();
     queue_.pop_front();
     lock.unlock();
+    if (std::exchange(begun, version) != version) host_.BeginCopies();
     absl::Status status =
         host_.Copy(copy, [this, version](int64_t bytes) { return MayGoOn(version, bytes); });
     lock.lock();

@@ -237,15 +237,12 @@ absl::Status ExpertGroup::Establish(const std::vector<Standing>& standings) {
 // A new group: experts lie as for even loads.
 absl::Status ExpertGroup::BeginAnew() {
   BATON_CHECK(absent_.empty());
-  scheduler::PlacementRequest request;
-  request.topology = topology_;
-  request.loads.assign(choices_.size(), 1.0);
-  request.policy = options_.rebalance.policy;
-  request.survive_rank_loss = options_.rebalance.survive_rank_loss;
-  BATON_ASSIGN_OR_RETURN(scheduler::PlacementResult placed, scheduler::PlaceExperts(request));
+  BATON_ASSIGN_OR_RETURN(scheduler::ExpertPlacement placed,
+                         scheduler::StartingPlacement(topology_, options_.rebalance.policy,
+                                                      options_.rebalance.survive_rank_loss));
   ActiveExperts active{
       .version = 1,
-      .placement = std::make_shared<const scheduler::ExpertPlacement>(std::move(placed.placement)),
+      .placement = std::make_shared<const scheduler::ExpertPlacement>(std::move(placed)),
       .live = std::vector<bool>(static_cast<size_t>(ranks()), true)};
   leader_ = 0;
   slots_.emplace(rank(), leader_, std::move(active), /*loaded=*/true);
@@ -324,6 +321,9 @@ absl::Status ExpertGroup::TellReturned(int32_t teller) {
 // What slots_ says is in use from here on.
 absl::Status ExpertGroup::TakeOver(uint64_t next_version, const std::vector<bool>& stayed) {
   const ActiveExperts& active = slots_->active();
+  // First, as the planner may begin a round: its copies take the room of those that were made
+  // before and are not in use.
+  BATON_RETURN_IF_ERROR(host_.Install(active));
   if (leader_ != rank()) {
     planner_.reset();
   } else if (leads()) {
@@ -336,7 +336,9 @@ absl::Status ExpertGroup::TakeOver(uint64_t next_version, const std::vector<bool
     if (loads_ != nullptr) events_.emplace_back(scheduler::LoadsMeasured{loads_});
   }
   next_knock_ = clock_.Now() + options_.knock_interval;
-  return Install();
+  placed_at_ = clock_.Now();
+  Publish();
+  return absl::OkStatus();
 }
 
 }  // namespace baton::decode_worker

@@ -54,11 +54,12 @@ absl::Status CopyIndices(kernels::Device& device, const std::vector<T>& values,
 
 }  // namespace
 
-Decoder::Decoder(kernels::Device& device, const LoadedModel& model, const Weights& weights,
+Decoder::Decoder(kernels::Device& device, const LoadedModel& model, RankWeights& weights,
                  KvCache& cache, const DecoderOptions& options)
     : device_(device),
       model_(model),
-      weights_(weights),
+      rank_weights_(weights),
+      weights_(weights.weights()),
       cache_(cache),
       options_(options),
       plan_limits_(
@@ -70,7 +71,7 @@ Decoder::Decoder(kernels::Device& device, const LoadedModel& model, const Weight
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device,
                                                          const LoadedModel& model,
-                                                         const Weights& weights, KvCache& cache,
+                                                         RankWeights& weights, KvCache& cache,
                                                          const DecoderOptions& options) {
   const ModelConfig& config = model.config;
   if (options.group.tensor() && options.group.ranks() > config.heads) {
@@ -112,13 +113,9 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device
                                 .fp8 = options.fp8_activations && ExpertsReadCodes(model)});
     }
     if (overlaps) decoder->queue_ = std::make_unique<CallQueue>("collectives");
-    const int32_t slots = scheduler::SlotsPerRank(
-        config.routed_experts, options.group.redundant_experts, options.group.ranks());
-    BATON_ASSIGN_OR_RETURN(
-        scheduler::ExpertPlacement in_order,
-        scheduler::ExpertPlacement::InOrder(TopologyOf(config, options.group.ranks(), slots)));
-    BATON_RETURN_IF_ERROR(decoder->InstallExperts(
-        {.placement = std::make_shared<const scheduler::ExpertPlacement>(std::move(in_order))}));
+    scheduler::ActiveExperts first;
+    BATON_ASSIGN_OR_RETURN(first.placement, FirstPlacement(config, options.group));
+    BATON_RETURN_IF_ERROR(decoder->InstallExperts(first));
     if (options.group.split == Split::kExpert) BATON_RETURN_IF_ERROR(decoder->AllocateCounts());
   }
   return decoder;
@@ -127,8 +124,10 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device
 absl::Status Decoder::InstallExperts(const scheduler::ActiveExperts& active) {
   BATON_CHECK(!options_.group.solo());
   BATON_ASSIGN_OR_RETURN(tables_,
-                         ExpertTables::Create(device_, model_.config, weights_, active,
+                         ExpertTables::Create(device_, model_.config, rank_weights_, active,
                                               options_.group.ranks(), options_.group.rank()));
+  // Recorded ops have the addresses of the weights that were in use.
+  if (recorded_ != nullptr) recorded_->Forget();
   return absl::OkStatus();
 }
 

@@ -24,6 +24,7 @@
 #include "model/loaded_model.h"
 #include "model/pair_capacity.h"
 #include "model/rank_group.h"
+#include "model/rank_weights.h"
 #include "model/recorded_passes.h"
 #include "model/runner.h"
 #include "scheduler/types.h"
@@ -54,11 +55,11 @@ class Decoder {
 
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(kernels::Device& device,
                                                          const LoadedModel& model,
-                                                         const Weights& weights, KvCache& cache,
+                                                         RankWeights& weights, KvCache& cache,
                                                          const DecoderOptions& options);
 
-  // Where the experts lie from the next pass on; in order until the first call. The same on all
-  // ranks. Errors as ExpertTables::Create; nothing changes then. Groups only.
+  // Where the experts lie from the next pass on; as RankGroup::placement says until the first call.
+  // The same on all ranks. Errors as ExpertTables::Create; nothing changes then. Groups only.
   absl::Status InstallExperts(const scheduler::ActiveExperts& active);
   uint64_t experts_version() const { return tables_.active().version; }
 
@@ -103,7 +104,7 @@ class Decoder {
   kernels::TensorView logit_mask() const { return activations_.logit_mask; }
 
  private:
-  Decoder(kernels::Device& device, const LoadedModel& model, const Weights& weights, KvCache& cache,
+  Decoder(kernels::Device& device, const LoadedModel& model, RankWeights& weights, KvCache& cache,
           const DecoderOptions& options);
   // Rows that go through the layers together.
   struct Part {
@@ -142,7 +143,8 @@ class Decoder {
 
   kernels::Device& device_;
   const LoadedModel& model_;
-  const Weights& weights_;  // the model's, where the device can read them
+  RankWeights& rank_weights_;
+  const Weights& weights_;  // of rank_weights_
   KvCache& cache_;
   const DecoderOptions options_;
   const PlanLimits plan_limits_;

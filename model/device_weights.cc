@@ -28,7 +28,7 @@ void Append(MlpWeights& mlp, std::vector<TensorView*>* views) {
 }
 
 // Every view that is there, in the order of the forward pass.
-std::vector<TensorView*> ViewsOf(Weights& weights) {
+std::vector<TensorView*> AllViewsOf(Weights& weights) {
   std::vector<TensorView*> views = {&weights.embed};
   for (LayerWeights& layer : weights.layers) {
     AttentionWeights& a = layer.attention;
@@ -58,50 +58,43 @@ int64_t RoomOf(const TensorView& view) {
   return (BytesOf(view) + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-// Everything but what owns memory.
-Weights CopyOf(const Weights& weights) {
-  Weights copy;
-  copy.embed = weights.embed;
-  copy.layers = weights.layers;
-  copy.norm = weights.norm;
-  copy.head = weights.head;
-  copy.mtp_layers = weights.mtp_layers;
-  return copy;
-}
-
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<const DeviceWeights>> DeviceWeights::Upload(
-    kernels::Device& device, const Weights& weights, const Progress& progress) {
+void UploadMeter::Add(int64_t bytes) {
+  done_ += bytes;
+  if (!progress_ || (done_ != total_ && done_ - told_ < total_ / 100)) return;
+  progress_(done_, total_);
+  told_ = done_;
+}
+
+int64_t DeviceWeights::CopiedBytes(const Weights& weights) {
+  Weights views = ViewsOf(weights);
+  int64_t bytes = 0;
+  for (const TensorView* view : AllViewsOf(views)) bytes += BytesOf(*view);
+  return bytes;
+}
+
+int64_t DeviceWeights::RoomBytes(const Weights& weights) {
+  Weights views = ViewsOf(weights);
+  int64_t room = 0;
+  for (const TensorView* view : AllViewsOf(views)) room += RoomOf(*view);
+  return room;
+}
+
+absl::StatusOr<std::unique_ptr<const DeviceWeights>> DeviceWeights::Upload(kernels::Device& device,
+                                                                           const Weights& weights,
+                                                                           UploadMeter& meter) {
   std::unique_ptr<DeviceWeights> out(new DeviceWeights);
-  out->weights_ = CopyOf(weights);
-  const std::vector<TensorView*> views = ViewsOf(out->weights_);
-  int64_t room = 0, total = 0, done = 0;
-  for (const TensorView* view : views) {
-    room += RoomOf(*view);
-    total += BytesOf(*view);
-  }
-  absl::StatusOr<kernels::DeviceBuffer> buffer = device.Allocate(static_cast<size_t>(room));
-  if (!buffer.ok()) {
-    return absl::Status(
-        buffer.status().code(),
-        absl::StrCat("the model's weights take ", room, " bytes: ", buffer.status().message(),
-                     "; use more ranks or a device with more memory"));
-  }
-  out->buffer_ = *std::move(buffer);
+  out->weights_ = ViewsOf(weights);
+  BATON_ASSIGN_OR_RETURN(out->buffer_, device.Allocate(static_cast<size_t>(RoomBytes(weights))));
   uint8_t* to = static_cast<uint8_t*>(out->buffer_.data());
-  int64_t told = 0;
-  for (TensorView* view : views) {
+  for (TensorView* view : AllViewsOf(out->weights_)) {
     const uint8_t* from = static_cast<const uint8_t*>(view->data);
     const int64_t bytes = BytesOf(*view);
     for (int64_t at = 0; at < bytes; at += kPieceBytes) {
       const int64_t piece = std::min(kPieceBytes, bytes - at);
       BATON_RETURN_IF_ERROR(device.CopyToDevice(to + at, from + at, static_cast<size_t>(piece)));
-      done += piece;
-      if (progress && (done == total || done - told >= total / 100)) {
-        progress(done, total);
-        told = done;
-      }
+      meter.Add(piece);
     }
     view->data = to;
     to += RoomOf(*view);

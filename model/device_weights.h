@@ -14,15 +14,34 @@
 
 namespace baton::model {
 
-class DeviceWeights {
+// Tells how far the copying is, a few hundred times at most.
+class UploadMeter {
  public:
-  // Bytes that have been copied, of how many; called a few hundred times at most.
+  // Bytes that have been copied, of how many.
   using Progress = std::function<void(int64_t done_bytes, int64_t total_bytes)>;
 
-  // RESOURCE_EXHAUSTED, with the bytes that are wanted, when the device has no room.
+  // `progress` may be empty.
+  UploadMeter(const Progress& progress, int64_t total_bytes)
+      : progress_(progress), total_(total_bytes) {}
+  void Add(int64_t bytes);
+
+ private:
+  const Progress progress_;
+  const int64_t total_;
+  int64_t done_ = 0;
+  int64_t told_ = 0;
+};
+
+class DeviceWeights {
+ public:
+  // Bytes that are copied, and what they take in the device's memory.
+  static int64_t CopiedBytes(const Weights& weights);
+  static int64_t RoomBytes(const Weights& weights);
+
+  // Copies every view that is there. RESOURCE_EXHAUSTED when the device has no room.
   static absl::StatusOr<std::unique_ptr<const DeviceWeights>> Upload(kernels::Device& device,
                                                                      const Weights& weights,
-                                                                     const Progress& progress);
+                                                                     UploadMeter& meter);
 
   // The same weights, as views into the device's memory.
   const Weights& weights() const { return weights_; }

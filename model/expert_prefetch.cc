@@ -30,6 +30,8 @@ void Touch(const char* begin, const char* end, uintptr_t page) {
   }
 }
 
+}  // namespace
+
 absl::Status ReadIn(const char* data, int64_t bytes) {
   static const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / page * page;
@@ -51,8 +53,6 @@ absl::Status ReadIn(const char* data, int64_t bytes) {
   Touch(data, data + bytes, page);
   return absl::OkStatus();
 }
-
-}  // namespace
 
 int64_t WeightBytes(const kernels::Weight& weight) {
   return BytesOf(weight.w) + BytesOf(weight.scales);

@@ -12,6 +12,9 @@
 
 namespace baton::model {
 
+// Reads the pages of mapped bytes in. DATA_LOSS when they are not there any more.
+absl::Status ReadIn(const char* data, int64_t bytes);
+
 // Of the values and the scales.
 int64_t WeightBytes(const kernels::Weight& weight);
 

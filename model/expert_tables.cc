@@ -45,8 +45,33 @@ scheduler::ExpertTopology TopologyOf(const ModelConfig& config, int32_t ranks,
                                 : scheduler::SlotsPerRank(config.routed_experts, 0, ranks)};
 }
 
+// The weights of this rank's slots. To a rank that is not live no rows come: its slots may lack
+// what the placement says, but ops want weights of the right shape.
+absl::Status ExpertTables::AddSlots(RankWeights& weights, int32_t moe_layer, int32_t rank,
+                                    Layer& layer) {
+  const bool live = active_.live.empty() || active_.live[static_cast<size_t>(rank)];
+  const size_t slots = static_cast<size_t>(active_.placement->slots_per_rank());
+  for (const int32_t expert :
+       active_.placement->Slots(moe_layer).subspan(static_cast<size_t>(rank) * slots, slots)) {
+    absl::StatusOr<ExpertWeights> found = weights.Expert(moe_layer, expert, lease_);
+    if (absl::IsNotFound(found.status())) {
+      if (live) {
+        return absl::FailedPreconditionError(
+            absl::StrCat(found.status().message(), ", and placement ", active_.version,
+                         " sends rows to it on rank ", rank, "; it must be copied there first"));
+      }
+      found = weights.UnreadExpert(moe_layer);
+    }
+    BATON_RETURN_IF_ERROR(found.status());
+    layer.gate.push_back(found->gate);
+    layer.up.push_back(found->up);
+    layer.down.push_back(found->down);
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<ExpertTables> ExpertTables::Create(kernels::Device& device,
-                                                  const ModelConfig& config, const Weights& weights,
+                                                  const ModelConfig& config, RankWeights& weights,
                                                   const scheduler::ActiveExperts& active,
                                                   int32_t ranks, int32_t rank) {
   BATON_RETURN_IF_ERROR(CheckShape(config, active, ranks));
@@ -67,7 +92,6 @@ absl::StatusOr<ExpertTables> ExpertTables::Create(kernels::Device& device,
   BATON_RETURN_IF_ERROR(device.CopyToDevice(at, tables.data(), tables.size() * sizeof(int32_t)));
 
   const int64_t experts = placement.experts();
-  const size_t slots = static_cast<size_t>(placement.slots_per_rank());
   for (int32_t i = 0; i < placement.layers(); ++i) {
     const int64_t width = widths[static_cast<size_t>(i)];
     Layer layer;
@@ -75,14 +99,7 @@ absl::StatusOr<ExpertTables> ExpertTables::Create(kernels::Device& device,
     at += experts * width;
     layer.replica_count = TensorView::Contiguous(at, DType::kI32, {experts});
     at += experts;
-    const MoeWeights& moe =
-        weights.layers[static_cast<size_t>(config.dense_layers) + static_cast<size_t>(i)].moe;
-    for (const int32_t expert :
-         placement.Slots(i).subspan(static_cast<size_t>(rank) * slots, slots)) {
-      layer.gate.push_back(moe.expert_gate[static_cast<size_t>(expert)]);
-      layer.up.push_back(moe.expert_up[static_cast<size_t>(expert)]);
-      layer.down.push_back(moe.expert_down[static_cast<size_t>(expert)]);
-    }
+    BATON_RETURN_IF_ERROR(result.AddSlots(weights, i, rank, layer));
     result.layers_.push_back(std::move(layer));
   }
   return result;

@@ -11,7 +11,8 @@
 #include "kernels/backend.h"
 #include "kernels/ops.h"
 #include "model/config.h"
-#include "model/weights.h"
+#include "model/expert_places.h"
+#include "model/rank_weights.h"
 #include "scheduler/expert_placement.h"
 #include "scheduler/expert_switch.h"
 
@@ -33,10 +34,12 @@ class ExpertTables {
   };
 
   ExpertTables() = default;
-  // Borrows the weights. INVALID_ARGUMENT when the placement's shape is not the model's or the
-  // group's, FAILED_PRECONDITION when an expert has no replica on a live rank.
+  // Borrows the weights, and keeps the experts of the rank's slots in their places as long as it
+  // lives. INVALID_ARGUMENT when the placement's shape is not the model's or the group's,
+  // FAILED_PRECONDITION when an expert has no replica on a live rank, or when this one is live and
+  // the experts of its slots are not in its device's memory.
   static absl::StatusOr<ExpertTables> Create(kernels::Device& device, const ModelConfig& config,
-                                             const Weights& weights,
+                                             RankWeights& weights,
                                              const scheduler::ActiveExperts& active, int32_t ranks,
                                              int32_t rank);
 
@@ -45,8 +48,11 @@ class ExpertTables {
   const Layer& layer(int32_t i) const { return layers_[static_cast<size_t>(i)]; }
 
  private:
+  absl::Status AddSlots(RankWeights& weights, int32_t moe_layer, int32_t rank, Layer& layer);
+
   scheduler::ActiveExperts active_;
   std::vector<Layer> layers_;
+  ExpertPlaces::Lease lease_;  // of layers_' weights
   kernels::DeviceBuffer tables_;
 };
 

@@ -31,14 +31,6 @@ absl::Status GatherRows(const PassContext& pass, const TensorView& own, const Te
       pass.group.timeout);
 }
 
-// The rows of a matrix of all heads that belong to this rank's.
-kernels::Weight OfHeads(const PassContext& pass, const kernels::Weight& weight) {
-  if (!pass.group.tensor()) return weight;
-  const int64_t heads = pass.config.heads, per_head = weight.w.dim(0) / heads;
-  const Share mine = HeadsOf(heads, pass.group.rank(), pass.group.ranks());
-  return weight.Rows(mine.begin * per_head, mine.end * per_head);
-}
-
 absl::Status Project(const PassContext& pass, const LinearInput& in, const kernels::Weight& w,
                      const TensorView& out) {
   return Linear(pass.device, {.x = in.x, .x_scales = in.scales, .w = w, .out = out});
@@ -54,7 +46,7 @@ absl::Status ProjectQ(const PassContext& pass, const AttentionWeights& w) {
         {.x = a.own_q_a, .weight = w.q_a_norm, .out = a.own_q_a, .eps = pass.config.rms_norm_eps}));
   }
   BATON_RETURN_IF_ERROR(GatherRows(pass, low_rank ? a.own_q_a : a.normed, a.q_a));
-  const kernels::Weight mine = OfHeads(pass, low_rank ? w.q_b : w.q);
+  const kernels::Weight& mine = low_rank ? w.q_b : w.q;
   BATON_ASSIGN_OR_RETURN(const LinearInput in, InputFor(pass, a.q_a, mine));
   return Project(pass, in, mine, Flat(a.q));
 }
@@ -121,7 +113,7 @@ absl::Status ExchangeHeads(const PassContext& pass) {
 absl::Status AttendExpanded(const PassContext& pass, const AttentionWeights& w,
                             const KvPages& pages) {
   return MlaPrefill(pass.device, {.q = pass.a.q,
-                                  .kv_b = OfHeads(pass, w.kv_b),
+                                  .kv_b = w.kv_b,
                                   .pages = pages,
                                   .batch = pass.batch,
                                   .out = pass.a.heads_out,
@@ -133,16 +125,15 @@ absl::Status AttendAbsorbed(const PassContext& pass, const AttentionWeights& w,
                             const KvPages& pages) {
   kernels::Device& device = pass.device;
   const Activations& a = pass.a;
-  const kernels::Weight kv_b = OfHeads(pass, w.kv_b);
-  BATON_RETURN_IF_ERROR(
-      MlaAbsorbQ(device, {.q = a.q, .kv_b = kv_b, .out = a.q_latent, .v = pass.config.v_head_dim}));
+  BATON_RETURN_IF_ERROR(MlaAbsorbQ(
+      device, {.q = a.q, .kv_b = w.kv_b, .out = a.q_latent, .v = pass.config.v_head_dim}));
   BATON_RETURN_IF_ERROR(MlaDecode(device, {.q_lat = a.q_latent,
                                            .q = a.q,
                                            .pages = pages,
                                            .batch = pass.batch,
                                            .out = a.out_latent,
                                            .softmax_scale = pass.softmax_scale}));
-  return MlaExpandV(device, {.o_lat = a.out_latent, .kv_b = kv_b, .out = a.heads_out});
+  return MlaExpandV(device, {.o_lat = a.out_latent, .kv_b = w.kv_b, .out = a.heads_out});
 }
 
 }  // namespace

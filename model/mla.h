@@ -5,7 +5,8 @@
 // the latents can be shipped between them. Both read `a.normed` (the layer's normed input) or what
 // the first step left. In a tensor-parallel group a rank makes the inputs of its own rows, gets
 // those of all rows (AllGather), attends with its heads, and gets all heads of its own rows
-// (AllToAllV); every rank writes all latents.
+// (AllToAllV); every rank writes all latents. The weights are the rank's share
+// (model/rank_share.h).
 
 #include "absl/status/status.h"
 #include "kernels/backend.h"

@@ -11,11 +11,11 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status_macros.h"
-#include "model/device_weights.h"
 #include "model/expert_host.h"
 #include "model/expert_prefetch.h"
 #include "model/expert_tables.h"
 #include "model/kv_cache.h"
+#include "model/rank_weights.h"
 #include "model/sampler.h"
 
 namespace baton::model {
@@ -42,6 +42,7 @@ absl::Status CheckOptions(const RunnerOptions& options) {
   BATON_RETURN_IF_ERROR(check("page_tokens", options.page_tokens, 16, 256));
   BATON_RETURN_IF_ERROR(check("total_pages", options.total_pages, 1, 1 << 24));
   BATON_RETURN_IF_ERROR(check("max_batch_rows", options.max_batch_rows, 1, 65536));
+  BATON_RETURN_IF_ERROR(check("spare_experts", options.spare_experts, 0, 1'000'000));
   BATON_RETURN_IF_ERROR(check("overlap_rows", options.group.overlap_rows, 0, 65536));
   if (options.activations != kernels::DType::kBF16 && options.activations != kernels::DType::kF32) {
     return absl::InvalidArgumentError(absl::StrCat("runner option activations is ",
@@ -64,12 +65,13 @@ static_assert(std::has_unique_object_representations_v<StepHeader>);
 class ModelRunner final : public Runner, public ExpertHost {
  public:
   ModelRunner(std::shared_ptr<const LoadedModel> model, std::unique_ptr<kernels::Device> device,
-              std::unique_ptr<kernels::Device> mover, std::unique_ptr<const DeviceWeights> weights,
-              std::unique_ptr<KvCache> cache, std::unique_ptr<Decoder> decoder,
-              const RankGroup& group)
+              std::unique_ptr<kernels::Device> mover, std::unique_ptr<kernels::Device> copier,
+              std::unique_ptr<RankWeights> weights, std::unique_ptr<KvCache> cache,
+              std::unique_ptr<Decoder> decoder, const RankGroup& group)
       : model_(std::move(model)),
         device_(std::move(device)),
         mover_(std::move(mover)),
+        copier_(std::move(copier)),
         weights_(std::move(weights)),
         cache_(std::move(cache)),
         decoder_(std::move(decoder)),
@@ -131,14 +133,19 @@ class ModelRunner final : public Runner, public ExpertHost {
   void BeginStep(int32_t most_rows) override { most_rows_ = most_rows; }
   void TakeChoices(std::span<int32_t> counts) override { decoder_->TakeChoices(counts); }
   int64_t ExpertBytes(int32_t layer, int32_t expert) const override {
-    int64_t bytes = 0;
-    for (const kernels::Weight* weight : WeightsOf(layer, expert)) bytes += WeightBytes(*weight);
-    return bytes;
+    return BytesOf(ExpertOf(model_->config, model_->weights, layer, expert));
+  }
+  void BeginCopies() override {
+    if (weights_->places() != nullptr) weights_->places()->ForgetCopies();
   }
   absl::Status Copy(const scheduler::ExpertCopy& copy,
                     absl::FunctionRef<bool(int64_t bytes)> may_go_on) override {
+    if (weights_->places() != nullptr) {
+      return weights_->places()->Copy(*copier_, copy.layer, copy.expert, may_go_on);
+    }
     if (copy.source == group_.rank()) return absl::OkStatus();  // only its slot changes
-    for (const kernels::Weight* weight : WeightsOf(copy.layer, copy.expert)) {
+    const ExpertWeights expert = ExpertOf(model_->config, model_->weights, copy.layer, copy.expert);
+    for (const kernels::Weight* weight : {&expert.gate, &expert.up, &expert.down}) {
       BATON_RETURN_IF_ERROR(Prefetch(*weight, may_go_on));
     }
     return absl::OkStatus();
@@ -242,18 +249,12 @@ class ModelRunner final : public Runner, public ExpertHost {
     return absl::OkStatus();
   }
 
-  std::array<const kernels::Weight*, 3> WeightsOf(int32_t moe_layer, int32_t expert) const {
-    const size_t layer = static_cast<size_t>(model_->config.dense_layers + moe_layer);
-    const MoeWeights& moe = model_->weights.layers[layer].moe;
-    const size_t e = static_cast<size_t>(expert);
-    return {&moe.expert_gate[e], &moe.expert_up[e], &moe.expert_down[e]};
-  }
-
   // In the order of what outlives what.
   const std::shared_ptr<const LoadedModel> model_;
   const std::unique_ptr<kernels::Device> device_;
-  const std::unique_ptr<kernels::Device> mover_;  // of pages, where device_ has a queue
-  const std::unique_ptr<const DeviceWeights> weights_;
+  const std::unique_ptr<kernels::Device> mover_;   // of pages, where device_ has a queue
+  const std::unique_ptr<kernels::Device> copier_;  // of experts, of the thread that calls Copy
+  const std::unique_ptr<RankWeights> weights_;
   const std::unique_ptr<KvCache> cache_;
   const std::unique_ptr<Decoder> decoder_;
   Sampler sampler_;
@@ -282,19 +283,23 @@ absl::StatusOr<std::unique_ptr<Runner>> CreateRunner(std::shared_ptr<const Loade
   BATON_RETURN_IF_ERROR(CheckOptions(options));
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device,
                          kernels::CreateDevice(options.device));
-  std::unique_ptr<kernels::Device> mover;
-  if (!device->host_memory()) {
+  std::unique_ptr<kernels::Device> mover, copier;
+  RankWeights::Options held{.uploads = options.upload_weights || !device->host_memory(),
+                            .progress = options.upload_progress};
+  if (held.uploads) {
     kernels::DeviceOptions beside = options.device;
-    beside.urgent = true;    // little work, for which a decode rank waits
     beside.queue = nullptr;  // not behind calls that wait for other ranks
     beside.records = false;
+    beside.urgent = true;  // little work, for which a decode rank waits
     BATON_ASSIGN_OR_RETURN(mover, kernels::CreateDevice(beside));
+    if (!options.group.solo() && options.group.split == Split::kExpert) {
+      beside.urgent = false;
+      BATON_ASSIGN_OR_RETURN(copier, kernels::CreateDevice(beside));
+      held.spare_experts = options.spare_experts;
+    }
   }
-  std::unique_ptr<const DeviceWeights> weights;  // where the device cannot read the mapped files
-  if (!device->host_memory()) {
-    BATON_ASSIGN_OR_RETURN(weights,
-                           DeviceWeights::Upload(*device, model->weights, options.upload_progress));
-  }
+  BATON_ASSIGN_OR_RETURN(std::unique_ptr<RankWeights> weights,
+                         RankWeights::Create(*device, *model, options.group, held));
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<KvCache> cache,
                          KvCache::Create(*device, model->config,
                                          {.format = options.kv_format,
@@ -303,11 +308,10 @@ absl::StatusOr<std::unique_ptr<Runner>> CreateRunner(std::shared_ptr<const Loade
                                          mover.get()));
   BATON_ASSIGN_OR_RETURN(
       std::unique_ptr<Decoder> decoder,
-      Decoder::Create(*device, *model, weights ? weights->weights() : model->weights, *cache,
-                      DecoderOptionsFor(options)));
+      Decoder::Create(*device, *model, *weights, *cache, DecoderOptionsFor(options)));
   return std::make_unique<ModelRunner>(std::move(model), std::move(device), std::move(mover),
-                                       std::move(weights), std::move(cache), std::move(decoder),
-                                       options.group);
+                                       std::move(copier), std::move(weights), std::move(cache),
+                                       std::move(decoder), options.group);
 }
 
 }  // namespace baton::model

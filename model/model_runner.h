@@ -26,8 +26,13 @@ struct RunnerOptions {
   int32_t total_pages =
       256;  // >= 1; page ids 0 .. total_pages - 1 (all layers of one id count as one page)
   int32_t max_batch_rows = 512;  // 1..65536; rows of one BatchPlan at most
-  // Of copying the weights to a device that cannot read the mapped files.
+  // Copies the weights to the device's memory even where it could read the mapped files.
+  bool upload_weights = false;
+  // Of copying the weights.
   std::function<void(int64_t done_bytes, int64_t total_bytes)> upload_progress;
+  // Of a group that splits by Split::kExpert and whose experts lie in the memory of devices: room
+  // of this rank, beside the experts of its slots, for copies until they are switched to.
+  int32_t spare_experts = 64;
   RankGroup group;  // its collectives outlive the runner; all ranks make the same calls of Run
 };
 

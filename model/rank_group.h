@@ -11,10 +11,15 @@
 // of experts.
 
 #include <cstdint>
+#include <memory>
 
 #include "absl/status/status.h"
 #include "base/clock.h"
 #include "transport/collectives.h"
+
+namespace baton::scheduler {
+class ExpertPlacement;
+}
 
 namespace baton::model {
 
@@ -50,6 +55,9 @@ struct RankGroup {
   int32_t overlap_rows = 0;
   // Slots of a layer beyond one for each expert, over all ranks; rounded up to whole ranks.
   int32_t redundant_experts = 0;
+  // Where the experts lie until they are installed elsewhere, of the group's shape; null: in order.
+  // Ranks that hold their experts in a device's memory begin with those of it.
+  std::shared_ptr<const scheduler::ExpertPlacement> placement;
   // Without collectives, for memory plans alone: the ranks of the group that is to be formed. The
   // plan is that of its last rank, which no other one exceeds.
   int32_t planned_ranks = 1;

@@ -222,6 +222,16 @@ class Binder {
 
 }  // namespace
 
+Weights ViewsOf(const Weights& weights) {
+  Weights views;
+  views.embed = weights.embed;
+  views.layers = weights.layers;
+  views.norm = weights.norm;
+  views.head = weights.head;
+  views.mtp_layers = weights.mtp_layers;
+  return views;
+}
+
 absl::StatusOr<Weights> BindWeights(const ModelConfig& config, const Checkpoint& checkpoint) {
   Binder binder(config, checkpoint);
   Weights weights;

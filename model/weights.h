@@ -59,6 +59,9 @@ struct Weights {
   int32_t mtp_layers = 0;  // multi-token-prediction layers found complete; not bound, not run
 };
 
+// The same views; they point where those of `weights` do.
+Weights ViewsOf(const Weights& weights);
+
 // Finds and checks every tensor that `config` calls for. MTP layers may be left out of a checkpoint
 // altogether; if they are there, they are checked too. INVALID_ARGUMENT lists every problem at
 // once: missing tensors, wrong dtypes or shapes (expected, found, file), tensors that no layer

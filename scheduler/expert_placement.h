@@ -138,6 +138,11 @@ struct PlacementResult {
 // fewer (live) slots than experts.
 absl::StatusOr<PlacementResult> PlaceExperts(const PlacementRequest& request);
 
+// The placement that a new group begins with, before any load was measured: PlaceExperts for even
+// loads. Every rank finds the same.
+absl::StatusOr<ExpertPlacement> StartingPlacement(const ExpertTopology& topology,
+                                                  PlacementPolicy policy, bool survive_rank_loss);
+
 // Experts that rank's slots hold under `to` and not under `from`, over all layers; duplicates
 // count once.
 int32_t CountCopies(const ExpertPlacement& from, const ExpertPlacement& to, int32_t rank);

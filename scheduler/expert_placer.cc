@@ -358,4 +358,16 @@ absl::StatusOr<PlacementResult> PlaceExperts(const PlacementRequest& request) {
   return result;
 }
 
+absl::StatusOr<ExpertPlacement> StartingPlacement(const ExpertTopology& topology,
+                                                  PlacementPolicy policy, bool survive_rank_loss) {
+  PlacementRequest request;
+  request.topology = topology;
+  request.loads.assign(static_cast<size_t>(topology.layers) * static_cast<size_t>(topology.experts),
+                       1.0);
+  request.policy = policy;
+  request.survive_rank_loss = survive_rank_loss;
+  BATON_ASSIGN_OR_RETURN(PlacementResult placed, PlaceExperts(request));
+  return std::move(placed.placement);
+}
+
 }  // namespace baton::scheduler

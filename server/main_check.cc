@@ -81,7 +81,7 @@ void CheckTokenizer(const std::string& directory, const model::LoadedModel* mode
   }
 }
 
-// One role's row of the memory plan; adds its private bytes to `total`.
+// One role's rows of the memory plan; adds what it needs of the host to `total`.
 void PlanRole(const Config& config, RunnerRole role, const model::LoadedModel& model,
               std::ostream& out, Problems& problems, int64_t& total) {
   const std::string name = role == RunnerRole::kPrefill ? "prefill" : "decode";
@@ -93,12 +93,18 @@ void PlanRole(const Config& config, RunnerRole role, const model::LoadedModel& m
   const model::MemoryPlan plan = model::PlanMemory(model, *options);
   const int64_t tokens = int64_t{options->total_pages} * options->page_tokens;
   const int32_t ranks = RanksOf(config, role);
-  total += ranks * plan.private_bytes();
+  // A GPU's memory is not the host's.
+  if (plan.device_weight_bytes == 0) total += ranks * plan.private_bytes();
   Line(out, "  " + name,
        BytesText(plan.kv_bytes) + " in " + std::to_string(options->total_pages) + " pages (" +
            std::to_string(tokens) + " tokens) + " + BytesText(plan.scratch_bytes) +
            " scratch = " + BytesText(plan.private_bytes()) +
            (ranks == 1 ? "" : ", on each of " + std::to_string(ranks) + " ranks"));
+  if (plan.device_weight_bytes > 0) {
+    Line(out, "  " + name + " GPU",
+         BytesText(plan.device_bytes()) + ": of it " + BytesText(plan.device_weight_bytes) +
+             " weights" + (ranks == 1 ? "" : ", the most that a rank holds"));
+  }
   if (role == RunnerRole::kDecode && tokens <= config.decode().reserve_output_tokens()) {
     problems.Add(
         "decode.reserve_output_tokens: " + std::to_string(config.decode().reserve_output_tokens()) +

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
+#include <memory>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -12,7 +14,9 @@
 #include "base/status_macros.h"
 #include "base/thread_pool.h"
 #include "kernels/backend.h"
+#include "model/expert_tables.h"
 #include "model/memory_plan.h"
+#include "scheduler/expert_placement.h"
 #include "server/cli.h"
 
 namespace baton::server {
@@ -97,6 +101,25 @@ model::Dispatch DispatchOf(const Config& config) {
                                                     : model::Dispatch::kActivations;
 }
 
+// Where a decode group's experts lie at first, and the room of a rank for those that move. A round
+// of copies has at least one layer.
+absl::Status PlanExperts(const Config& config, const model::LoadedModel& model,
+                         model::RunnerOptions& options) {
+  const v1::Rebalance& rebalance = config.decode().rebalance();
+  const int32_t ranks = options.group.planned_ranks;
+  if (ranks == 1) return absl::OkStatus();
+  const int32_t slots =
+      scheduler::SlotsPerRank(model.config.routed_experts, options.group.redundant_experts, ranks);
+  BATON_ASSIGN_OR_RETURN(scheduler::ExpertPlacement placement,
+                         scheduler::StartingPlacement(model::TopologyOf(model.config, ranks, slots),
+                                                      scheduler::PlacementPolicy::kAuto,
+                                                      rebalance.survive_rank_loss()));
+  options.group.placement =
+      std::make_shared<const scheduler::ExpertPlacement>(std::move(placement));
+  options.spare_experts = std::max(rebalance.max_staged(), slots);
+  return absl::OkStatus();
+}
+
 int32_t ThreadsOfRank(const Config& config, RunnerRole role) {
   const int32_t configured =
       role == RunnerRole::kPrefill ? config.prefill().threads() : config.decode().threads();
@@ -131,6 +154,7 @@ absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, Runn
       prefill ? config.prefill().redundant_experts() : config.decode().redundant_experts();
   options.group.planned_ranks = RanksOf(config, role);
   if (!prefill) {
+    BATON_RETURN_IF_ERROR(PlanExperts(config, model, options));
     options.group.dispatch = DispatchOf(config);
     options.group.overlap_rows = config.decode().overlap_rows();
   }

@@ -1,11 +1,13 @@
 #include "tests/decode_worker/expert_cluster.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <utility>
 
 #include "base/check.h"
 #include "gtest/gtest.h"
+#include "model/expert_tables.h"
 #include "tests/model/model_harness.h"
 
 namespace baton::decode_worker {
@@ -38,6 +40,24 @@ model::RunnerOptions RunnerOptions(transport::Collectives* collectives, Duration
                    .timeout = timeout,
                    .stepped = true};
   return options;
+}
+
+// The least room that a round of copies may need.
+int32_t SpareExperts(const ExpertCluster::Options& options, const model::LoadedModel& model) {
+  const int32_t slots = scheduler::SlotsPerRank(model.config.routed_experts,
+                                                options.redundant_experts, options.ranks);
+  return std::max(options.group.rebalance.max_staged, slots);
+}
+
+std::shared_ptr<const scheduler::ExpertPlacement> StartOf(const ExpertCluster::Options& options,
+                                                          const model::LoadedModel& model) {
+  const int32_t slots = scheduler::SlotsPerRank(model.config.routed_experts,
+                                                options.redundant_experts, options.ranks);
+  return std::make_shared<const scheduler::ExpertPlacement>(
+      scheduler::StartingPlacement(model::TopologyOf(model.config, options.ranks, slots),
+                                   options.group.rebalance.policy,
+                                   options.group.rebalance.survive_rank_loss)
+          .value());
 }
 
 // What a chat has come to.
@@ -152,6 +172,11 @@ absl::Status SpoiltRunner::Run(const scheduler::BatchPlan& plan, model::LayerObs
     std::unique_lock<std::mutex> lock(mutex_);
     changed_.wait(lock, [this] { return !passes_held_; });
   }
+  if (!observed_) {
+    transport::GroupSeat* const seat = plan.total_rows > 0 ? leaves_.exchange(nullptr) : nullptr;
+    if (seat != nullptr) seat->Leave();
+    return RunnerDecorator::Run(plan, nullptr, output);
+  }
   LeavesInLayer leaves(info().layers - 1, leaves_);
   return RunnerDecorator::Run(plan, plan.total_rows > 0 ? &leaves : observer, output);
 }
@@ -194,6 +219,7 @@ ExpertCluster::Options ExpertCluster::Covered(int32_t ranks, int32_t redundant_e
   Options options;
   options.ranks = ranks;
   options.redundant_experts = redundant_experts;
+  options.uploads = true;
   options.group.timeout = Duration::Seconds(20);
   options.group.reform_timeout = Duration::Seconds(20);
   options.group.knock_interval = Duration::Millis(5);
@@ -205,7 +231,9 @@ ExpertCluster::Options ExpertCluster::Covered(int32_t ranks, int32_t redundant_e
 
 ExpertCluster::ExpertCluster(const Options& options, std::unique_ptr<transport::GroupFabric> fabric)
     : options_(options), model_(model::LoadTestModel(options.model)), fabric_(std::move(fabric)) {
-  solo_ = model::CreateRunner(model_, RunnerOptions(nullptr, Duration())).value();
+  model::RunnerOptions alone = RunnerOptions(nullptr, Duration());
+  if (options.device) options.device(-1, alone);
+  solo_ = model::CreateRunner(model_, alone).value();
   auto rendezvous = fabric_->NewRendezvous(options.ranks);
   for (int32_t r = 0; r < options.ranks; ++r) {
     members_.push_back(std::make_unique<Member>());
@@ -232,8 +260,12 @@ void ExpertCluster::Start(int32_t r) {
   model::RunnerOptions runner_options = RunnerOptions(m.seat.get(), options_.group.timeout);
   runner_options.group.redundant_experts = options_.redundant_experts;
   runner_options.group.overlap_rows = options_.overlap_rows;
+  runner_options.upload_weights = options_.uploads;
+  runner_options.spare_experts = SpareExperts(options_, *model_);
+  runner_options.group.placement = StartOf(options_, *model_);
+  if (options_.device) options_.device(r, runner_options);
   m.runner = model::CreateRunner(model_, runner_options).value();
-  m.spoilt = std::make_unique<SpoiltRunner>(*m.runner);
+  m.spoilt = std::make_unique<SpoiltRunner>(*m.runner, /*observed=*/!options_.device);
   ExpertGroupOptions options = options_.group;
   options.group = transport::TestGroup(options_.ranks, r);
   m.group = ExpertGroup::Create(options, clock_, *m.spoilt, *m.seat, *m.rendezvous, Log()).value();

@@ -39,15 +39,17 @@ struct Chat {
 // A runner whose copies of experts wait while the test holds them, or fail, or whose passes fail.
 class SpoiltRunner final : public model::RunnerDecorator, public model::ExpertHost {
  public:
-  explicit SpoiltRunner(model::Runner& runner)
-      : RunnerDecorator(runner), host_(*runner.experts()) {}
+  // `observed`: passes have an observer. Those of groups on GPUs take none.
+  SpoiltRunner(model::Runner& runner, bool observed)
+      : RunnerDecorator(runner), host_(*runner.experts()), observed_(observed) {}
   ~SpoiltRunner() override = default;
 
   void Hold() { Set(true, absl::OkStatus()); }
   void Release() { Set(false, absl::OkStatus()); }
   void FailCopies(absl::Status status) { Set(false, std::move(status)); }
   void FailPasses() { passes_fail_.store(true); }
-  // The rank leaves its group in the middle of its next pass with rows.
+  // The rank leaves its group in the middle of its next pass with rows, before it where passes are
+  // not observed.
   void LeaveInPass(transport::GroupSeat& seat) { leaves_.store(&seat); }
   // The next pass with rows waits until this is taken back.
   void HoldPasses(bool held);
@@ -62,6 +64,7 @@ class SpoiltRunner final : public model::RunnerDecorator, public model::ExpertHo
     return host_.Install(active);
   }
   std::string pass_settings() const override { return host_.pass_settings(); }
+  void BeginCopies() override { host_.BeginCopies(); }
   void BeginStep(int32_t most_rows) override { host_.BeginStep(most_rows); }
   void TakeChoices(std::span<int32_t> counts) override { host_.TakeChoices(counts); }
   int64_t ExpertBytes(int32_t layer, int32_t expert) const override {
@@ -74,6 +77,7 @@ class SpoiltRunner final : public model::RunnerDecorator, public model::ExpertHo
   void Set(bool held, absl::Status status);
 
   ExpertHost& host_;
+  const bool observed_;
   std::atomic<int> waiting_{0};
   std::atomic<int> copies_{0};
   std::atomic<bool> passes_fail_{false};
@@ -124,6 +128,11 @@ class ExpertCluster {
     int32_t idle_ranks = 0;  // the last ones: without requests
     int32_t redundant_experts = 0;
     int32_t overlap_rows = 0;
+    // Weights are copied, the experts to places that a rank has for its slots and copies alone.
+    bool uploads = false;
+    // Puts a rank's runner on a device of its own; rank -1 is the one that computes alone what all
+    // are compared with. Null: on the CPU.
+    std::function<void(int32_t rank, model::RunnerOptions& options)> device;
     ExpertGroupOptions group;
   };
   // Every expert on several ranks, as far as the slots go, and experts that move for that alone.

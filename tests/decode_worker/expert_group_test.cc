@@ -42,6 +42,7 @@ TEST_P(MovingExpertsTest, TokensKeepTheirBitsWhileExpertsMove) {
   options.model = std::get<0>(GetParam());
   options.idle_ranks = options.ranks > 2 ? 1 : 0;
   options.overlap_rows = options.ranks > 2 ? 4 : 0;  // prompts go in two parts, tokens in one
+  options.uploads = options.ranks > 2;
   ExpertCluster cluster(options);
   cluster.Await("placements that change", [&] {
     const ExpertsReport report = cluster.report(0);

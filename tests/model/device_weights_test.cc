@@ -40,10 +40,9 @@ TEST_P(DeviceWeightsTest, GiveTheBitsOfTheMappedFiles) {
 TEST_P(DeviceWeightsTest, AreWhereTheCheckpointIsNot) {
   const auto device = kernels::CreateDevice({.threads = 1}).value();
   std::vector<std::pair<int64_t, int64_t>> told;
-  const auto copied =
-      DeviceWeights::Upload(*device, model_->weights, [&](int64_t done, int64_t total) {
-        told.emplace_back(done, total);
-      }).value();
+  UploadMeter meter([&](int64_t done, int64_t total) { told.emplace_back(done, total); },
+                    DeviceWeights::CopiedBytes(model_->weights));
+  const auto copied = DeviceWeights::Upload(*device, model_->weights, meter).value();
   const kernels::TensorView& from = model_->weights.embed;
   const kernels::TensorView& to = copied->weights().embed;
   EXPECT_NE(to.data, from.data);

@@ -63,6 +63,7 @@ class EmulatedGroupTest : public testing::TestWithParam<Setup> {
     if (collectives != nullptr) options.device.queue = fabric_.gpu(rank).stream();
     options.total_pages = 4;
     options.max_batch_rows = 16;
+    options.spare_experts = 1000;  // for placements with more slots
     // A rank may wait for another one's kernels, which take their time here.
     options.group = {.collectives = collectives, .split = split, .timeout = Duration::Seconds(60)};
     return options;
@@ -104,11 +105,6 @@ class EmulatedGroupTest : public testing::TestWithParam<Setup> {
                 scheduler::ExpertPlacement::InOrder(topology).value()),
             .live = std::move(live)};
   }
-  static void Install(ModelHarness& harness, const scheduler::ActiveExperts& active) {
-    const absl::Status status = harness.decoder().InstallExperts(active);
-    EXPECT_TRUE(status.ok()) << status;
-  }
-
   const simt::ScopedOptions options_;
   const std::shared_ptr<const LoadedModel> model_;
   transport::NcclGroupFabric fabric_;
@@ -121,7 +117,7 @@ TEST_P(EmulatedGroupTest, TensorParallel) {
   std::vector<LogitRow> rows;
   OnAllRanks(2, [&](int32_t rank, transport::Collectives* collectives) {
     ModelHarness harness(model_, Options(collectives, Split::kTensor, rank));
-    Install(harness, Placement(2, 2, 7));
+    harness.Install(Placement(2, 2, 7));
     std::vector<LogitRow> mine = harness.RunSequence(sequence, kPrompt, 7);
     if (rank == 0) {
       rows = std::move(mine);
@@ -141,8 +137,8 @@ TEST_P(EmulatedGroupTest, ExpertParallel) {
     ModelHarness harness(model_, Options(collectives, Split::kExpert, rank));
     int32_t position = 0;
     for (int32_t step = 0; step < 5; ++step) {
-      if (step == 1) Install(harness, Placement(2, 1, 3));
-      if (step == 3) Install(harness, Everywhere({false, true}));
+      if (step == 1) harness.Install(Placement(2, 1, 3));
+      if (step == 3) harness.Install(Everywhere({false, true}));
       const int32_t rows = step + 1 == rank * 3 ? 0 : 1 + (step * 5 + rank) % 3;
       harness.set_most_rows(step == 0 ? 0 : 3);
       std::vector<TestSlice> slices;
@@ -162,7 +158,7 @@ TEST_P(EmulatedGroupTest, APassThatFindsNoRoomIsRunAgain) {
     const TestSequence sequence = Sequence(kRows, 50 + static_cast<uint64_t>(rank));
     ModelHarness solo(model_, Options(nullptr, Split::kExpert, rank));
     ModelHarness harness(model_, Options(collectives, Split::kExpert, rank));
-    Install(harness, Everywhere({false, false, true, false}));
+    harness.Install(Everywhere({false, false, true, false}));
     harness.set_most_rows(kRows);
     ExpectSameBits(harness.Forward(Form::kPrefill, {{&sequence, 0, kRows}}),
                    solo.Forward(Form::kPrefill, {{&sequence, 0, kRows}}));

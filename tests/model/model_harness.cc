@@ -33,18 +33,26 @@ std::shared_ptr<const LoadedModel> LoadTestModel(const std::string& name) {
 
 ModelHarness::ModelHarness(std::shared_ptr<const LoadedModel> model, const RunnerOptions& options,
                            bool uploads)
-    : model_(std::move(model)) {
+    : model_(std::move(model)), group_(options.group) {
   device_ = ValueOrDie(kernels::CreateDevice(options.device));
-  if (uploads || !device_->host_memory()) {
-    uploaded_ = ValueOrDie(DeviceWeights::Upload(*device_, model_->weights, {}));
-  }
-  const Weights& weights = uploaded_ ? uploaded_->weights() : model_->weights;
+  weights_ = ValueOrDie(
+      RankWeights::Create(*device_, *model_, options.group,
+                          {.uploads = uploads || options.upload_weights || !device_->host_memory(),
+                           .spare_experts = options.spare_experts,
+                           .progress = {}}));
   cache_ = ValueOrDie(KvCache::Create(*device_, model_->config,
                                       {.format = options.kv_format,
                                        .page_tokens = options.page_tokens,
                                        .total_pages = options.total_pages}));
-  decoder_ =
-      ValueOrDie(Decoder::Create(*device_, *model_, weights, *cache_, DecoderOptionsFor(options)));
+  decoder_ = ValueOrDie(
+      Decoder::Create(*device_, *model_, *weights_, *cache_, DecoderOptionsFor(options)));
+}
+
+void ModelHarness::Install(const scheduler::ActiveExperts& active) {
+  absl::Status status =
+      weights_->Bring(*device_, *active.placement, group_.rank(), [](int64_t) { return true; });
+  if (status.ok()) status = decoder_->InstallExperts(active);
+  BATON_CHECK_MSG(status.ok(), status.ToString());
 }
 
 std::vector<LogitRow> ModelHarness::Forward(scheduler::Form form,

@@ -11,9 +11,9 @@
 
 #include "kernels/backend.h"
 #include "model/decoder.h"
-#include "model/device_weights.h"
 #include "model/loaded_model.h"
 #include "model/model_runner.h"
+#include "model/rank_weights.h"
 
 namespace baton::model {
 
@@ -62,7 +62,12 @@ class ModelHarness {
   void set_parts(int32_t parts) { parts_ = parts; }
   void set_most_rows(int32_t rows) { most_rows_ = rows; }
 
+  // Installs a placement whose experts it brings to this rank before.
+  void Install(const scheduler::ActiveExperts& active);
+
   Decoder& decoder() { return *decoder_; }
+  RankWeights& weights() { return *weights_; }
+  kernels::Device& device() { return *device_; }
   KvCache& cache() { return *cache_; }
   const ModelConfig& config() const { return model_->config; }
 
@@ -74,8 +79,9 @@ class ModelHarness {
                               LogitRows logit_rows, std::vector<int32_t>* wanted);
 
   std::shared_ptr<const LoadedModel> model_;
+  const RankGroup group_;
   std::unique_ptr<kernels::Device> device_;
-  std::unique_ptr<const DeviceWeights> uploaded_;
+  std::unique_ptr<RankWeights> weights_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Decoder> decoder_;
   uint64_t step_ = 0;
