@@ -56,6 +56,7 @@ set(BATON_CUDA_KERNELS
     ${CMAKE_SOURCE_DIR}/kernels/cuda/embed.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_bf16.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_e4m3.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_e4m3_hopper.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_f32.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/gemm_hopper.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/logits_mask.cu

@@ -56,18 +56,22 @@ cudaError_t LaunchGemmBf16(const GemmLaunch& args, cudaStream_t stream);
 // E4M3 x with E4M3 weights on tensor cores; block scales are of 128 k.
 cudaError_t LaunchGemmE4M3(const GemmLaunch& args, cudaStream_t stream);
 
-// BF16 x by matrix instructions of warpgroups, on Hopper alone: x's rows begin at multiples of 16
-// bytes as well, and block scales are of 128 k.
+// The last two by matrix instructions of warpgroups, on Hopper alone: x's rows begin at multiples
+// of 16 bytes as well, and block scales are of 128 k.
 cudaError_t LaunchGemmHopper(const GemmLaunch& args, cudaStream_t stream);
+cudaError_t LaunchGemmE4M3Hopper(const GemmLaunch& args, cudaStream_t stream);
 inline bool CanGemmHopper(const GemmLaunch& args) {
   const auto x = reinterpret_cast<uintptr_t>(args.x.data);
-  return args.hopper && x % 16 == 0 && args.x.stride % 8 == 0 && args.x_step % 8 == 0 &&
-         (args.type == GemmType::kBf16 || args.block_k == 128);
+  const int element = args.x_scales != nullptr ? 1 : 2;
+  return args.hopper && x % 16 == 0 && args.x.stride * element % 16 == 0 &&
+         args.x_step * element % 16 == 0 && (args.type == GemmType::kBf16 || args.block_k == 128);
 }
 
 // The one that fits.
 inline cudaError_t LaunchGemm(const GemmLaunch& args, cudaStream_t stream) {
-  if (args.x_scales != nullptr) return LaunchGemmE4M3(args, stream);
+  if (args.x_scales != nullptr) {
+    return CanGemmHopper(args) ? LaunchGemmE4M3Hopper(args, stream) : LaunchGemmE4M3(args, stream);
+  }
   if (!args.x.bf16 || args.type == GemmType::kF32) return LaunchGemmF32(args, stream);
   return CanGemmHopper(args) ? LaunchGemmHopper(args, stream) : LaunchGemmBf16(args, stream);
 }

@@ -1,41 +1,26 @@
 // Products for Hopper, by matrix instructions of warpgroups. For sm_90a alone.
 //
-// Rows of w are the instruction's 64 rows and rows of x its columns, so few rows of x waste
-// nothing: a block computes 128 rows of w (64 of each of two warpgroups; of gate and up 64 each)
-// for 16, 64 or 128 rows of x. A third warpgroup copies both to a ring of stages.
-//
 // Every sum is one chain of instructions over k in steps of 16, ascending, up to the next multiple
 // of 128 behind k; with block scales one such chain for each 128 k, scaled and added by one
 // multiply-add. E4M3 becomes BF16, exactly, on its way to the registers that are operand a.
 
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/gemm_grid.h"
-#include "kernels/cuda/gemm_tile.h"
+#include "kernels/cuda/gemm_hopper.h"
 
 namespace baton::kernels::cuda {
 namespace {
 
-constexpr int kSide = 64;  // rows of w of a warpgroup
-constexpr int kComputing = 2 * 4 * kWarpSize;
-constexpr int kCopying = 4 * kWarpSize;
-constexpr int kThreads = kComputing + kCopying;
 constexpr int kCopyRegisters = 72, kComputeRegisters = 216;
-constexpr int kDepth = 128;                 // k of a stage, and of a block scale
-constexpr int kSteps = kDepth / 16;         // instructions of a stage
-constexpr int kChunks = 2;                  // of 64 BF16, 128 bytes
-constexpr int kCodePitch = kDepth + 16;     // eight rows begin on different banks
-constexpr int kPieces = 8;                  // of 16 bytes in 128
-constexpr int kLines = kCopying / kPieces;  // rows that are copied at once
-constexpr int kBarrier = 1;                 // SyncSome's, of those that compute
+constexpr int kSteps = kHopperDepth / 16;      // instructions of a stage
+constexpr int kChunks = 2;                     // of 64 BF16, 128 bytes
+constexpr int kCodePitch = kHopperDepth + 16;  // eight rows begin on different banks
 constexpr int kChunkBytes = kSide * 128;
 
 template <int rows, int stages, bool fp8>
 struct HopperShape {
   static constexpr int kRows = rows, kStages = stages;
   static constexpr bool kFp8 = fp8;
-  // Stages under way when the oldest is waited for: one is being used, one is ready.
-  static constexpr int kLag = stages - 2;
-  static constexpr int kSums = rows / 2;  // of a thread
   // Whether those that compute need more registers than an even share.
   static constexpr bool kRoles = rows > 64;
 };
@@ -58,49 +43,9 @@ struct HopperStage {
 };
 
 template <typename S>
-struct HopperRing {
-  HopperStage<S> stages[S::kStages];
-  TransactionBarrier full[S::kStages], empty[S::kStages];
-};
-
-// Which of w's rows are a block's.
-struct Outputs {
-  bool pair;
-  int begin;      // the block's first output
-  int64_t w_row;  // of output 0
-
-  BATON_DEVICE explicit Outputs(const GemmLaunch& args)
-      : pair(args.epilogue == GemmEpilogue::kSiluMul),
-        begin(BlockY() * (pair ? kSide : 2 * kSide)),
-        w_row(args.w_begin + BlockZ() * args.w_step) {}
-  // Of the block's row of w.
-  BATON_DEVICE int Of(int row) const { return begin + (pair ? row % kSide : row); }
-};
+using Ring = HopperRing<S, HopperStage<S>>;
 
 // --- those that copy
-
-// What a thread copies of x: 16 bytes of every kLines-th row.
-template <typename S>
-struct CopiesOfX {
-  int rows[S::kRows / kLines];  // of x; -1: zeros
-
-  BATON_DEVICE CopiesOfX(const GemmLaunch& args, const GemmTile& tile, int line) {
-#pragma unroll
-    for (int i = 0; i < S::kRows / kLines; ++i) {
-      const int row = i * kLines + line;
-      rows[i] = -1;
-      if (row >= tile.rows) continue;
-      rows[i] = args.row_index == nullptr ? tile.row + row : args.row_index[tile.row + row];
-    }
-  }
-};
-
-// 16 bytes of a row from byte `at` on, as far as `bytes`; nothing of null.
-BATON_DEVICE void CopyPiece(void* to, const unsigned char* row, int at, int bytes,
-                            const void* anywhere) {
-  const int valid = row == nullptr ? 0 : Least(16, bytes - at);
-  CopyAsync16(to, valid > 0 ? row + at : anywhere, valid > 0 ? valid : 0);
-}
 
 template <typename S>
 BATON_DEVICE void CopyStage(const GemmLaunch& args, const GemmTile& tile, const Outputs& outputs,
@@ -147,34 +92,7 @@ BATON_DEVICE void CopyStage(const GemmLaunch& args, const GemmTile& tile, const 
   }
 }
 
-template <typename S>
-BATON_DEVICE void CopyAll(const GemmLaunch& args, const GemmTile& tile, const Outputs& outputs,
-                          int count, HopperRing<S>& ring) {
-  const CopiesOfX<S> copies(args, tile, (ThreadIndex() - kComputing) / kPieces);
-#pragma unroll 1
-  for (int i = 0; i < count + S::kLag; ++i) {
-    if (i < count) {
-      const int stage = i % S::kStages;
-      if (i >= S::kStages) AwaitTransaction(&ring.empty[stage], (i / S::kStages - 1) % 2);
-      CopyStage<S>(args, tile, outputs, copies, i * kDepth, ring.stages[stage]);
-    }
-    CopyAsyncCommit();
-    if (i < S::kLag) continue;
-    CopyAsyncWait<S::kLag>();
-    FenceAsyncProxy();
-    SyncWarp();
-    if (Lane() == 0) Arrive(&ring.full[(i - S::kLag) % S::kStages]);
-  }
-}
-
 // --- those that compute
-
-template <typename S>
-using HopperSums = float[S::kSums];
-
-// Rows of w, of the block, whose sums a thread holds: element i is of RowOf(i / 2 % 2), and of row
-// i / 4 * 8 + Lane() % 4 * 2 + i % 2 of x.
-BATON_DEVICE int RowOf(int half) { return Warp() * 16 + Lane() / 4 + 8 * half; }
 
 struct [[gnu::may_alias]] TwoCodes {
   uint16_t bits;
@@ -218,45 +136,9 @@ BATON_DEVICE void MultiplyStage(const HopperStage<S>& stage, bool add, HopperSum
   }
 }
 
-// Where the block scales of a thread's two rows lie; null: no such row.
-struct RowScales {
-  const float* of[2];
-
-  BATON_DEVICE RowScales(const GemmLaunch& args, const GemmTile& tile, const Outputs& outputs) {
-    const GemmWeight& weight = WeightOf(args, tile.group, outputs.pair && Warp() >= 4);
-    const int blocks = (args.k + args.block_k - 1) / args.block_k;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int output = outputs.Of(RowOf(half));
-      const int64_t row = weight.first_row + outputs.w_row + output;
-      of[half] = output < args.n ? weight.scales + row / args.block_n * blocks : nullptr;
-    }
-  }
-};
-
-// Up's sums to the warpgroup that has gate's, through shared memory that nobody needs any more.
-template <typename S>
-BATON_DEVICE void ExchangeSums(HopperRing<S>& ring, HopperSums<S>& sums) {
-  static_assert(sizeof(ring.stages) >= S::kSums * 4 * kWarpSize * sizeof(float));
-  float* const shared = reinterpret_cast<float*>(&ring.stages);
-  const int thread = ThreadIndex() % (4 * kWarpSize);
-  SyncSome(kBarrier, kComputing);
-  if (Warp() >= 4) {
-#pragma unroll
-    for (int i = 0; i < S::kSums; ++i) shared[i * 4 * kWarpSize + thread] = sums[i];
-  }
-  SyncSome(kBarrier, kComputing);
-  if (Warp() < 4) {
-#pragma unroll
-    for (int i = 0; i < S::kSums; ++i) {
-      sums[i] = SiluMul(sums[i], shared[i * 4 * kWarpSize + thread]);
-    }
-  }
-}
-
 template <typename S>
 BATON_DEVICE void ComputeAll(const GemmLaunch& args, const GemmTile& tile, const Outputs& outputs,
-                             int count, HopperRing<S>& ring) {
+                             int count, Ring<S>& ring) {
   HopperSums<S> sums = {};
   HopperSums<S> total = {};  // for scales; otherwise not used
   const RowScales scales(args, tile, outputs);
@@ -271,42 +153,28 @@ BATON_DEVICE void ComputeAll(const GemmLaunch& args, const GemmTile& tile, const
       const float scale[2] = {scales.of[0] == nullptr ? 0.0f : scales.of[0][i],
                               scales.of[1] == nullptr ? 0.0f : scales.of[1][i]};
 #pragma unroll
-      for (int j = 0; j < S::kSums; ++j) total[j] = fmaf(sums[j], scale[j / 2 % 2], total[j]);
+      for (int j = 0; j < S::kRows / 2; ++j) total[j] = fmaf(sums[j], scale[j / 2 % 2], total[j]);
     }
   }
-  HopperSums<S>& result = S::kFp8 ? total : sums;
-  if (outputs.pair) {
-    ExchangeSums<S>(ring, result);
-    if (Warp() >= 4) return;
-  }
-#pragma unroll
-  for (int i = 0; i < S::kSums; ++i) {
-    const int row = i / 4 * 8 + Lane() % 4 * 2 + i % 2;
-    const int output = outputs.Of(RowOf(i / 2 % 2));
-    if (row >= tile.rows || output >= args.n) continue;
-    StoreSum(args, tile.row + row, BlockZ() * args.out_step + output, result[i]);
-  }
+  FinishSums<S>(args, tile, outputs, ring, S::kFp8 ? total : sums);
 }
 
 template <typename S>
-BATON_KERNEL(kThreads)
+BATON_KERNEL(kHopperThreads)
 GemmHopperKernel(const GemmLaunch args) {
-  auto& ring = SharedMemory<HopperRing<S>>();
+  auto& ring = SharedMemory<Ring<S>>();
   const GemmTile tile = FindTile<S::kRows>(args, BlockX());
   if (tile.rows <= 0) return;  // the whole block
-  if (ThreadIndex() == 0) {
-#pragma unroll
-    for (int i = 0; i < S::kStages; ++i) {
-      InitTransaction(&ring.full[i], kCopying / kWarpSize);
-      InitTransaction(&ring.empty[i], kComputing / kWarpSize);
-    }
-  }
-  SyncBlock();
+  ring.Initialize();
   const Outputs outputs(args);
-  const int count = (args.k + kDepth - 1) / kDepth;
+  const int count = (args.k + kHopperDepth - 1) / kHopperDepth;
   if (ThreadIndex() >= kComputing) {
     if constexpr (S::kRoles) GiveRegisters<kCopyRegisters>();
-    CopyAll<S>(args, tile, outputs, count, ring);
+    const CopiesOfX<S> copies(args, tile, (ThreadIndex() - kComputing) / kPieces);
+    const auto copy = [&](int i, HopperStage<S>& stage) {
+      CopyStage<S>(args, tile, outputs, copies, i * kHopperDepth, stage);
+    };
+    CopyAll<S>(count, ring, copy);
   } else {
     if constexpr (S::kRoles) TakeRegisters<kComputeRegisters>();
     ComputeAll<S>(args, tile, outputs, count, ring);
@@ -315,12 +183,12 @@ GemmHopperKernel(const GemmLaunch args) {
 
 template <typename S>
 cudaError_t LaunchWith(const GemmLaunch& args, cudaStream_t stream) {
-  static_assert(sizeof(HopperRing<S>) <= 227 * 1024);
+  static_assert(sizeof(Ring<S>) <= 227 * 1024);
   const bool pair = args.epilogue == GemmEpilogue::kSiluMul;
   return Launch(GemmHopperKernel<S>,
                 {.grid = GemmGrid(args, S::kRows, pair ? kSide : 2 * kSide),
-                 .threads = kThreads,
-                 .shared_bytes = sizeof(HopperRing<S>),
+                 .threads = kHopperThreads,
+                 .shared_bytes = sizeof(Ring<S>),
                  .stream = stream},
                 args);
 }

@@ -76,23 +76,30 @@ void AddLinears(const GpuShape& z, std::vector<GpuCaseMaker>& cases) {
     int64_t rows, n, k;
     bool fp8;
     DType out;
+    bool codes = false;  // x is E4M3 too
   };
   const int64_t attended = z.heads * z.v;
   for (const Product& p : {Product{"o_proj", z.decode_rows, z.hidden, attended, true, DType::kBF16},
                            {"o_proj", z.prefill_rows, z.hidden, attended, true, DType::kBF16},
+                           {"o_proj", z.decode_rows, z.hidden, attended, true, DType::kBF16, true},
+                           {"o_proj", z.prefill_rows, z.hidden, attended, true, DType::kBF16, true},
                            {"o_proj", z.decode_rows, z.hidden, attended, false, DType::kBF16},
                            {"o_proj", z.prefill_rows, z.hidden, attended, false, DType::kBF16},
                            {"head", z.decode_rows, z.vocab, z.hidden, false, DType::kF32}}) {
     cases.push_back([p](Device& device) {
-      GpuCaseBuilder make(
-          device, "Linear",
-          Text(p.name, " ", p.rows, " x ", p.n, " x ", p.k, ", weight ", p.fp8 ? "FP8" : "BF16"));
+      GpuCaseBuilder make(device, "Linear",
+                          Text(p.name, " ", p.rows, " x ", p.n, " x ", p.k, ", weight ",
+                               p.fp8 ? "FP8" : "BF16", p.codes ? ", rows FP8" : ""));
       if (!p.fp8) make.MarkDenseBf16();
-      const LinearArgs args{.x = make.Random(DType::kBF16, {p.rows, p.k}),
-                            .w = p.fp8 ? make.Fp8(p.n, p.k) : make.Bf16(p.n, p.k),
-                            .out = make.Empty(p.out, {p.rows, p.n})};
+      const LinearArgs args{
+          .x = make.Random(p.codes ? DType::kF8E4M3 : DType::kBF16, {p.rows, p.k}),
+          .x_scales =
+              p.codes ? make.Random(DType::kF32, {p.rows, (p.k + 127) / 128}) : TensorView{},
+          .w = p.fp8 ? make.Fp8(p.n, p.k) : make.Bf16(p.n, p.k),
+          .out = make.Empty(p.out, {p.rows, p.n})};
       return make.Case(Bytes(args.x) + Bytes(args.w.w) + Bytes(args.out),
-                       2 * Number(p.rows) * Number(p.n) * Number(p.k), GpuUnit::kTensorBf16,
+                       2 * Number(p.rows) * Number(p.n) * Number(p.k),
+                       p.codes ? GpuUnit::kTensorE4M3 : GpuUnit::kTensorBf16,
                        [args](Device& on) { return Linear(on, args); });
     });
   }

@@ -16,7 +16,7 @@
 namespace baton::kernels {
 
 // What limits an op beside memory.
-enum class GpuUnit : uint8_t { kTensorBf16, kF32 };
+enum class GpuUnit : uint8_t { kTensorE4M3, kTensorBf16, kF32 };
 
 struct GpuCase {
   std::string op;    // as in op_list.h

@@ -16,6 +16,32 @@ std::vector<int32_t> Choices(int64_t tokens, int64_t top_k, int64_t experts) {
   return chosen;
 }
 
+// `codes`: the rows are E4M3 too.
+GpuCase GateAndUp(Device& device, const GpuShape& z, int64_t tokens, bool codes) {
+  const int64_t h = z.hidden, e = z.local_experts, rows = tokens * z.top_k * e / z.experts;
+  GpuCaseBuilder make(device, "GroupedLinear",
+                      Text("gate and up of ", rows, " rows, ", e, " experts, weight FP8",
+                           codes ? ", rows FP8" : ""));
+  std::vector<Weight> gates, ups;
+  std::vector<int32_t> offsets;
+  for (int64_t i = 0; i <= e; ++i) offsets.push_back(static_cast<int32_t>(rows * i / e));
+  for (int64_t i = 0; i < e; ++i) {
+    gates.push_back(make.Fp8(z.ffn, h));
+    ups.push_back(make.Fp8(z.ffn, h));
+  }
+  GroupedLinearArgs args{.x = make.Random(codes ? DType::kF8E4M3 : DType::kBF16, {rows, h}),
+                         .offsets = make.Ints(offsets, {e + 1}),
+                         .out = make.Empty(DType::kBF16, {rows, z.ffn}),
+                         .epilogue = Epilogue::kSiluMul};
+  if (codes) args.x_scales = make.Random(DType::kF32, {rows, (h + 127) / 128});
+  args.w = *make.Keep(std::move(gates));
+  args.w2 = *make.Keep(std::move(ups));
+  return make.Case(Bytes(args.x) + Bytes(args.out) + 2 * Number(e * z.ffn * h),
+                   4 * Number(rows) * Number(z.ffn * h),
+                   codes ? GpuUnit::kTensorE4M3 : GpuUnit::kTensorBf16,
+                   [args](Device& on) { return GroupedLinear(on, args); });
+}
+
 void AddMoe(const GpuShape& z, std::vector<GpuCaseMaker>& cases) {
   const int64_t h = z.hidden, k = z.top_k;
   cases.push_back([=](Device& device) {
@@ -42,28 +68,10 @@ void AddMoe(const GpuShape& z, std::vector<GpuCaseMaker>& cases) {
     return make.Case(3 * Number(t * k) * 4, 0, GpuUnit::kF32,
                      [args](Device& on) { return MoePermute(on, args); });
   });
-  for (const int64_t tokens : {z.decode_rows * z.ranks, z.prefill_rows}) {
-    cases.push_back([=](Device& device) {
-      const int64_t e = z.local_experts, rows = tokens * k * e / z.experts;
-      GpuCaseBuilder make(device, "GroupedLinear",
-                          Text("gate and up of ", rows, " rows, ", e, " experts, weight FP8"));
-      std::vector<Weight> gates, ups;
-      std::vector<int32_t> offsets;
-      for (int64_t i = 0; i <= e; ++i) offsets.push_back(static_cast<int32_t>(rows * i / e));
-      for (int64_t i = 0; i < e; ++i) {
-        gates.push_back(make.Fp8(z.ffn, h));
-        ups.push_back(make.Fp8(z.ffn, h));
-      }
-      GroupedLinearArgs args{.x = make.Random(DType::kBF16, {rows, h}),
-                             .offsets = make.Ints(offsets, {e + 1}),
-                             .out = make.Empty(DType::kBF16, {rows, z.ffn}),
-                             .epilogue = Epilogue::kSiluMul};
-      args.w = *make.Keep(std::move(gates));
-      args.w2 = *make.Keep(std::move(ups));
-      return make.Case(Bytes(args.x) + Bytes(args.out) + 2 * Number(e * z.ffn * h),
-                       4 * Number(rows) * Number(z.ffn * h), GpuUnit::kTensorBf16,
-                       [args](Device& on) { return GroupedLinear(on, args); });
-    });
+  for (const bool codes : {false, true}) {
+    for (const int64_t tokens : {z.decode_rows * z.ranks, z.prefill_rows}) {
+      cases.push_back([=](Device& device) { return GateAndUp(device, z, tokens, codes); });
+    }
   }
   cases.push_back([=](Device& device) {
     const int64_t t = z.prefill_rows;
