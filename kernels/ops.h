@@ -325,10 +325,12 @@ struct MoeCombineArgs {
 };
 absl::Status MoeCombine(Device& device, const MoeCombineArgs& args);
 
-// choices[e] += how often `experts` holds e.
+// choices[e] += how often the rows of `experts` that count hold e.
 struct MoeCountArgs {
   TensorView experts;  // I32 [T, k], each in [0, E)
   TensorView choices;  // in and out: I32 [E]
+  TensorView slots =
+      {};  // nullable: I64 [T], as RopeAndPage's: rows with a negative one do not count
 };
 absl::Status MoeCount(Device& device, const MoeCountArgs& args);
 

@@ -71,6 +71,9 @@ absl::Status MoeCount(Device& device, const MoeCountArgs& args) {
   check.Tensor("choices", args.choices, kI32Only, {args.choices.dim(0)});
   check.Range("pairs", args.experts.elements(), 0, INT32_MAX);
   check.Contents("experts", args.experts, 0, args.choices.dim(0) - 1);
+  if (!args.slots.absent()) {
+    check.Tensor("slots", args.slots, Bit(DType::kI64), {args.experts.dim(0)});
+  }
   if (!check.ok() || args.experts.elements() == 0) return check.status();
   return device.ops().moe_count(device, args);
 }

@@ -87,7 +87,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device
   BATON_ASSIGN_OR_RETURN(decoder->scratch_, device.Allocate(static_cast<size_t>(bytes)));
   decoder->activations_ = LayOutActivations(config, limits, decoder->scratch_.data(), bytes);
 
-  if (device.can_record() && options.group.solo()) {
+  if (device.can_record() && !options.group.tensor()) {
     decoder->recorded_ = std::make_unique<RecordedPasses>(device);
   }
   const size_t table_bytes = RopeTableBytes(config, positions);
@@ -227,6 +227,7 @@ absl::Status Decoder::Forward(const scheduler::BatchPlan& plan, LayerObserver* o
     if (exchange == nullptr) continue;
     exchange->UseQueue(parts > 1 ? queue_.get() : nullptr);
     exchange->UseRoom({});
+    exchange->UseRecorder(nullptr);
   }
   in_room_ = most_rows > 0 && !choices_.absent() && !device_.host_memory();
   BATON_CHECK(!in_room_ || (observer == nullptr && rows_ <= most_rows));
@@ -235,27 +236,6 @@ absl::Status Decoder::Forward(const scheduler::BatchPlan& plan, LayerObserver* o
   if (parts > 1) queue_->WaitForAll();  // a pass that failed may have left some
   if (!status.ok()) (void)options_.group.Settle();
   return status;
-}
-
-// Whether the ops of the pass depend on nothing but its shape: where the host takes no part in it.
-bool Decoder::IsRecordable(const scheduler::BatchPlan& plan, const LayerObserver* observer) const {
-  if (recorded_ == nullptr || observer != nullptr || plan.form != scheduler::Form::kDecode ||
-      plan.total_rows == 0 || !AllRowsFinish()) {
-    return false;
-  }
-  return plan.slices.size() == static_cast<size_t>(plan.total_rows);
-}
-
-void Decoder::PadPlan() {
-  Part& whole = parts_[0];
-  const int32_t page_tokens = cache_.page_tokens();
-  const PassShape shape =
-      PaddedShape({.rows = whole.batch.rows, .sequence_pages = whole.batch.sequence_pages},
-                  {.rows = options_.max_rows,
-                   .sequence_pages = (plan_limits_.max_positions + page_tokens - 1) / page_tokens});
-  PadBatch(shape.rows, shape.sequence_pages, whole.batch);
-  whole.own = OwnRows(shape.rows);
-  whole.a = activations_.ForRows(shape.rows, whole.own);
 }
 
 // What is under way may wait for other ranks.
@@ -268,7 +248,8 @@ absl::Status Decoder::RunPlan(const scheduler::BatchPlan& plan, LayerObserver* o
                               int32_t parts) {
   SplitPlan(plan, parts);
   const bool recordable = IsRecordable(plan, observer);
-  if (recordable) PadPlan();
+  PassShape shape;
+  if (recordable) shape = PadPlan();
   std::vector<PassContext> passes;
   for (int32_t p = 0; p < parts; ++p) {
     const Part& part = parts_[static_cast<size_t>(p)];
@@ -283,11 +264,7 @@ absl::Status Decoder::RunPlan(const scheduler::BatchPlan& plan, LayerObserver* o
     }
     return RunLayers(passes, observer);
   };
-  const Batch& whole = parts_[0].batch;
-  BATON_RETURN_IF_ERROR(
-      recordable
-          ? recorded_->Run({.rows = whole.rows, .sequence_pages = whole.sequence_pages}, launch)
-          : launch());
+  BATON_RETURN_IF_ERROR(recordable ? RunRecorded(shape, launch) : launch());
   if (!AllRowsFinish()) BATON_RETURN_IF_ERROR(FinishLastLayerOf(plan, parts));
   if (in_room_) BATON_RETURN_IF_ERROR(GatherMostPairs());
   return Await();
@@ -361,7 +338,8 @@ absl::Status Decoder::AttendAndBegin(const PassContext& pass, int32_t i, ExpertE
       device_,
       {.experts = pass.a.experts,
        .choices =
-           choices_.Slice(0, moe_layer, moe_layer + 1).Reshape({model_.config.routed_experts})});
+           choices_.Slice(0, moe_layer, moe_layer + 1).Reshape({model_.config.routed_experts}),
+       .slots = pass.a.slots});
 }
 
 absl::Status Decoder::RunExperts(std::span<const PassContext> passes, int32_t i) {

@@ -12,6 +12,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
@@ -119,7 +120,8 @@ class Decoder {
   absl::Status Upload(const Part& part, kernels::PagedBatch& paged);
   bool IsRecordable(const scheduler::BatchPlan& plan, const LayerObserver* observer) const;
   // The one part of the pass, to a shape that is recorded.
-  void PadPlan();
+  PassShape PadPlan();
+  absl::Status RunRecorded(const PassShape& shape, absl::FunctionRef<absl::Status()> launch);
   absl::Status RunPlan(const scheduler::BatchPlan& plan, LayerObserver* observer, int32_t parts);
   absl::Status RunInRoom(const scheduler::BatchPlan& plan, int32_t parts, int32_t most_rows);
   absl::Status CheckGroup() const;
@@ -156,8 +158,10 @@ class Decoder {
   // Groups only: of each part, and where their collectives run when there are two.
   std::array<std::unique_ptr<ExpertExchange>, kMaxParts> exchanges_;
   std::unique_ptr<CallQueue> queue_;
-  // Where the device records ops. Not in groups, where the host takes part in each layer.
+  // Where the device records ops. Not in groups that share passes, whose hosts take part in each
+  // layer.
   std::unique_ptr<RecordedPasses> recorded_;
+  uint64_t exchange_moves_ = 0;  // of exchanges_[0], as recorded_ knows it
   ExpertTables tables_;
   // Split::kExpert only, in the device's memory.
   kernels::DeviceBuffer counts_;
@@ -165,8 +169,9 @@ class Decoder {
   kernels::TensorView choices_before_;  // the same before the pass
   kernels::TensorView most_pairs_;      // I32 [ranks + 1]: of the ranks, then of this one
   PairCapacity pair_capacity_{1, 1};
-  uint64_t generation_ = 0;  // of the group that pair_capacity_ has seen passes of
-  bool in_room_ = false;     // of the pass in progress
+  uint64_t generation_ = 0;    // of the group that pair_capacity_ has seen passes of
+  bool in_room_ = false;       // of the pass in progress
+  ExpertExchange::Room room_;  // of the pass in progress, if in_room_
   int64_t passes_run_again_ = 0;
   std::array<Part, kMaxParts> parts_;  // of the pass in progress
   std::array<scheduler::BatchPlan, kMaxParts> part_plans_;

@@ -75,6 +75,7 @@ absl::Status Decoder::RunInRoom(const scheduler::BatchPlan& plan, int32_t parts,
   if (group.collectives->generation() != generation_) {
     generation_ = group.collectives->generation();
     pair_capacity_ = PairCapacity(model_.config.experts_per_token, group.ranks());
+    if (recorded_ != nullptr) recorded_->Forget();  // other ranks may be present
   }
   const int32_t rows = PairCapacity::RowsFor(most_rows);
   std::vector<int32_t> most_pairs(static_cast<size_t>(ranks + 1));
@@ -83,11 +84,11 @@ absl::Status Decoder::RunInRoom(const scheduler::BatchPlan& plan, int32_t parts,
     std::fill(most_pairs.begin(), most_pairs.end(), 0);
     BATON_RETURN_IF_ERROR(device_.CopyToDevice(most_pairs_.data, most_pairs.data(), bytes));
     BATON_RETURN_IF_ERROR(CopyChoices(choices_, choices_before_));
+    room_ = {.rows = rows,
+             .pairs = pair_capacity_.PairsFor(rows),
+             .most_pairs = most_pairs_.Slice(0, ranks, ranks + 1)};
     for (const auto& exchange : exchanges_) {
-      if (exchange == nullptr) continue;
-      exchange->UseRoom({.rows = rows,
-                         .pairs = pair_capacity_.PairsFor(rows),
-                         .most_pairs = most_pairs_.Slice(0, ranks, ranks + 1)});
+      if (exchange != nullptr) exchange->UseRoom(room_);
     }
     transport::DeviceCalls* const calls = group.collectives->ForDevice();
     if (calls != nullptr) calls->TrustSizes(true);

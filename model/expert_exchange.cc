@@ -53,11 +53,18 @@ ExpertExchange::ExpertExchange(kernels::Device& device, const RankGroup& group, 
 absl::Status ExpertExchange::Reserve(Buffer& buffer, int64_t bytes) {
   const size_t wanted = static_cast<size_t>(bytes);
   if (wanted <= buffer.bytes()) return absl::OkStatus();
+  BATON_RETURN_IF_ERROR(MayWait());
+  ++moves_;
   BATON_RETURN_IF_ERROR(group_.Settle());  // memory is given back by waiting for who may use it
   buffer.buffer_ = {};                     // before the larger one comes
   // Some room to spare, so that slowly growing batches do not allocate every time.
   BATON_ASSIGN_OR_RETURN(buffer.buffer_, device_.Allocate(wanted + wanted / 4));
   return absl::OkStatus();
+}
+
+absl::Status ExpertExchange::MayWait() const {
+  if (recorder_ == nullptr || !recorder_->is_recording()) return absl::OkStatus();
+  return absl::FailedPreconditionError("a pass that is recorded would wait for the device");
 }
 
 TensorView ExpertExchange::View(const Buffer& buffer, DType dtype,
@@ -137,6 +144,7 @@ absl::Status ExpertExchange::NumberBlocks() {
   }
   if (block_of == block_of_) return absl::OkStatus();
   const int64_t bytes = group_.ranks() * kIndexBytes;
+  BATON_RETURN_IF_ERROR(MayWait());
   BATON_RETURN_IF_ERROR(group_.Settle());  // the copy waits for the device
   BATON_RETURN_IF_ERROR(Reserve(blocks_, bytes));
   BATON_RETURN_IF_ERROR(
@@ -146,7 +154,10 @@ absl::Status ExpertExchange::NumberBlocks() {
 }
 
 absl::Status ExpertExchange::ReserveForSent() {
-  const int64_t ranks = group_.ranks(), pairs = home_row_count_ * shape_.choices;
+  // Fixed: for as many rows as there is room for, so that the buffers do not move from pass to
+  // pass.
+  const int64_t rows = std::max<int64_t>(home_row_count_, room_.rows);
+  const int64_t ranks = group_.ranks(), pairs = rows * shape_.choices;
   // Counted: as many as there can be, so that nothing waits for the counts before it is packed.
   const int64_t records =
       fixed() ? ranks * room_.rows : home_row_count_ * std::min<int64_t>(ranks, shape_.choices);
@@ -154,9 +165,9 @@ absl::Status ExpertExchange::ReserveForSent() {
   BATON_RETURN_IF_ERROR(Reserve(sent_records_, pairs * kIndexBytes));
   BATON_RETURN_IF_ERROR(Reserve(home_rows_, pairs * kIndexBytes));
   if (group_.dispatch == Dispatch::kFp8 && !shape_.fp8) {
-    BATON_RETURN_IF_ERROR(Reserve(codes_, home_row_count_ * shape_.hidden));
+    BATON_RETURN_IF_ERROR(Reserve(codes_, rows * shape_.hidden));
     BATON_RETURN_IF_ERROR(
-        Reserve(scales_, home_row_count_ * layout_.scales() * static_cast<int64_t>(sizeof(float))));
+        Reserve(scales_, rows * layout_.scales() * static_cast<int64_t>(sizeof(float))));
   }
   return Reserve(send_, records * layout_.bytes());
 }
@@ -283,16 +294,26 @@ absl::Status ExpertExchange::AllToAll(const Buffer& from, const Buffer& to, int6
     sent += send_bytes_[rank];
     received += receive_bytes_[rank];
   }
-  bytes_sent_ += sent - send_bytes_[static_cast<size_t>(group_.rank())];
+  const size_t to_others = sent - send_bytes_[static_cast<size_t>(group_.rank())];
   if (send_bytes_.size() == 1) {  // to itself, wherever the memory is
     const int64_t units = static_cast<int64_t>(sent) / unit;
     return kernels::CopyRows(device_, {.x = View(from, DType::kU8, {units, unit}),
                                        .index = {},
                                        .out = View(to, DType::kU8, {units, unit})});
   }
-  return group_.data().AllToAllV({reinterpret_cast<const std::byte*>(from.data()), sent},
-                                 send_bytes_, {reinterpret_cast<std::byte*>(to.data()), received},
-                                 receive_bytes_, group_.timeout);
+  const std::span<const std::byte> all_sent(reinterpret_cast<const std::byte*>(from.data()), sent);
+  const std::span<std::byte> all_received(reinterpret_cast<std::byte*>(to.data()), received);
+  if (recorder_ == nullptr) {
+    bytes_sent_ += to_others;
+    return group_.data().AllToAllV(all_sent, send_bytes_, all_received, receive_bytes_,
+                                   group_.timeout);
+  }
+  return recorder_->Call([this, all_sent, all_received, to_others, send_bytes = send_bytes_,
+                          receive_bytes = receive_bytes_] {
+    bytes_sent_ += to_others;
+    return group_.data().AllToAllV(all_sent, send_bytes, all_received, receive_bytes,
+                                   group_.timeout);
+  });
 }
 
 absl::Status ExpertExchange::EndDispatch() {

@@ -29,6 +29,7 @@
 #include "kernels/tensor.h"
 #include "model/call_queue.h"
 #include "model/rank_group.h"
+#include "model/recorded_passes.h"
 
 namespace baton::model {
 
@@ -58,6 +59,10 @@ class ExpertExchange {
   // make the collective calls of all exchanges in the same order. Host memory only.
   void UseQueue(CallQueue* queue) { queue_ = queue; }
   void UseRoom(const Room& room) { room_ = room; }
+  // Of fixed messages: who records the ops of the passes that follow; null: nobody.
+  void UseRecorder(RecordedPasses* recorder) { recorder_ = recorder; }
+  // How often buffers have moved. What was recorded before may use them.
+  uint64_t moves() const { return moves_; }
 
   // Whether Shape says so.
   bool fp8() const { return shape_.fp8; }
@@ -112,6 +117,8 @@ class ExpertExchange {
   };
 
   absl::Status Reserve(Buffer& buffer, int64_t bytes);
+  // The host is about to wait for the device.
+  absl::Status MayWait() const;
   absl::Status ReserveForSent();
   absl::Status ReserveForReceived();
   absl::Status NumberBlocks();
@@ -138,6 +145,8 @@ class ExpertExchange {
   const int64_t row_bytes_;  // of H activations
   CallQueue* queue_ = nullptr;
   CallQueue::Ticket ticket_ = 0;  // of the call under way
+  RecordedPasses* recorder_ = nullptr;
+  uint64_t moves_ = 0;
   int32_t slots_per_rank_ = 0;
   Room room_;
 

@@ -63,7 +63,12 @@ void WriteRecord(const DispatchPackArgs& args, int64_t row, int32_t rank, uint8_
 absl::Status MoeCount(Device&, const MoeCountArgs& args) {
   int32_t* const choices = args.choices.as<int32_t>();
   const int32_t* const experts = args.experts.as<const int32_t>();
-  for (int64_t i = 0; i < args.experts.elements(); ++i) ++choices[experts[i]];
+  const int64_t* const slots = args.slots.absent() ? nullptr : args.slots.as<const int64_t>();
+  const int64_t k = args.experts.dim(1);
+  for (int64_t t = 0; t < args.experts.dim(0); ++t) {
+    if (slots != nullptr && slots[t] < 0) continue;
+    for (int64_t i = t * k; i < (t + 1) * k; ++i) ++choices[experts[i]];
+  }
   return absl::OkStatus();
 }
 

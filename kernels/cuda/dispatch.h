@@ -71,8 +71,10 @@ cudaError_t LaunchReturnPlan(const ReturnPlanLaunch& args, cudaStream_t stream);
 
 struct MoeCountLaunch {
   const int32_t* experts = nullptr;  // [pairs]
+  const int64_t* slots = nullptr;    // [pairs / row_pairs], or null: all rows count
   int32_t* choices = nullptr;        // [experts]
   int pairs = 0;                     // > 0
+  int row_pairs = 1;                 // of a row
 };
 cudaError_t LaunchMoeCount(const MoeCountLaunch& args, cudaStream_t stream);
 

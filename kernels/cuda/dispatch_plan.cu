@@ -182,7 +182,9 @@ constexpr int kCountThreads = 256;
 
 BATON_KERNEL(kCountThreads) MoeCountKernel(const MoeCountLaunch args) {
   const int pair = BlockX() * kCountThreads + ThreadIndex();
-  if (pair < args.pairs) AtomicAdd(args.choices + args.experts[pair], 1);
+  if (pair >= args.pairs) return;
+  if (args.slots != nullptr && args.slots[pair / args.row_pairs] < 0) return;
+  AtomicAdd(args.choices + args.experts[pair], 1);
 }
 
 }  // namespace

@@ -34,11 +34,14 @@ DispatchPlanLaunch PlanOf(const DispatchPlanArgs& args) {
 
 absl::Status MoeCount(Device& device, const MoeCountArgs& args) {
   CudaState& state = CudaState::Begin(device);
-  return state.Finish(LaunchMoeCount({.experts = args.experts.as<const int32_t>(),
-                                      .choices = args.choices.as<int32_t>(),
-                                      .pairs = static_cast<int>(args.experts.elements())},
-                                     state.stream()),
-                      "moe_count");
+  return state.Finish(
+      LaunchMoeCount({.experts = args.experts.as<const int32_t>(),
+                      .slots = args.slots.absent() ? nullptr : args.slots.as<const int64_t>(),
+                      .choices = args.choices.as<int32_t>(),
+                      .pairs = static_cast<int>(args.experts.elements()),
+                      .row_pairs = static_cast<int>(args.experts.dim(1))},
+                     state.stream()),
+      "moe_count");
 }
 
 absl::Status CopyRows(Device& device, const CopyRowsArgs& args) {

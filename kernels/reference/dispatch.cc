@@ -46,7 +46,9 @@ Places CountPlaces(const DispatchPlanArgs& args, int64_t begin, int64_t end, int
 }  // namespace
 
 absl::Status MoeCount(Device&, const MoeCountArgs& args) {
+  const int64_t k = args.experts.dim(1);
   for (int64_t i = 0; i < args.experts.elements(); ++i) {
+    if (!args.slots.absent() && args.slots.as<const int64_t>()[i / k] < 0) continue;
     ++args.choices.as<int32_t>()[args.experts.as<const int32_t>()[i]];
   }
   return absl::OkStatus();

@@ -302,6 +302,13 @@ TEST_P(DispatchTest, CountsAddUp) {
   Owned choices = Ints({1, 0, 5, 0});
   EXPECT_OK(MoeCount(*device_, {Ints({0, 2, 2, 0, 2, 1}, {3, 2}).view(), choices.view()}));
   EXPECT_EQ(choices.bytes(), Ints({3, 1, 8, 0}).bytes());
+  // The middle row is of padding.
+  Owned slots(DType::kI64, {3});
+  for (int64_t t = 0; t < 3; ++t) slots.as<int64_t>()[t] = t == 1 ? -1 : 7 * t;
+  EXPECT_OK(MoeCount(*device_, {.experts = Ints({0, 2, 2, 0, 2, 1}, {3, 2}).view(),
+                                .choices = choices.view(),
+                                .slots = slots.view()}));
+  EXPECT_EQ(choices.bytes(), Ints({4, 2, 10, 0}).bytes());
 }
 
 TEST_P(DispatchTest, RefusesWhatDoesNotFit) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -279,6 +280,107 @@ TEST_P(EmulatedGroupTest, AGroupWithoutGpusIsRefused) {
               absl::StatusCode::kFailedPrecondition);
   });
 }
+
+// Decode passes of a group are recorded too: the bits of passes that are not, with rows of padding,
+// ranks that are idle or masked, and a placement that changes between replays; what is counted is
+// counted as often; and the host launches few things.
+class RecordedGroupTest : public EmulatedGroupTest {
+ protected:
+  static constexpr int32_t kSteps = 13, kSwitch = 6, kMostRows = 3;
+
+  // Two rows or three, which are padded to four; rank 1 has none in some steps.
+  static int32_t RowsOf(int32_t rank, int32_t step) {
+    return rank == 1 && step % 6 == 5 ? 0 : 2 + step % 2;
+  }
+  // How often the host has launched something in the pass, on both ranks. Other passes do not run
+  // beside it.
+  static uint64_t LaunchesOf(transport::Collectives& ranks, const std::function<void()>& pass) {
+    EXPECT_TRUE(ranks.Barrier(Duration::Seconds(60)).ok());
+    const uint64_t before = simt::LaunchCount();
+    EXPECT_TRUE(ranks.Barrier(Duration::Seconds(60)).ok());
+    pass();
+    EXPECT_TRUE(ranks.Barrier(Duration::Seconds(60)).ok());
+    const uint64_t launches = simt::LaunchCount() - before;
+    EXPECT_TRUE(ranks.Barrier(Duration::Seconds(60)).ok());
+    return launches;
+  }
+  void ExpectChoicesOf(ModelHarness& harness, int64_t rows) const {
+    const ModelConfig& config = model_->config;
+    const int64_t layers = config.layers - config.dense_layers;
+    std::vector<int32_t> counts(static_cast<size_t>(layers * config.routed_experts));
+    harness.decoder().TakeChoices(counts);
+    EXPECT_EQ(std::accumulate(counts.begin(), counts.end(), int64_t{0}),
+              layers * config.experts_per_token * rows);
+  }
+};
+
+TEST_P(RecordedGroupTest, ChangesNoBit) {
+  OnAllRanks(2, [&](int32_t rank, transport::Collectives* collectives) {
+    RunnerOptions unrecorded = Options(nullptr, Split::kExpert, rank);
+    unrecorded.device.records = false;
+    ModelHarness solo(model_, unrecorded);
+    ModelHarness harness(model_, Options(collectives, Split::kExpert, rank));
+    std::vector<TestSequence> sequences;
+    for (uint32_t s = 0; s < kMostRows; ++s) {
+      const uint64_t seed = 7 + s + static_cast<uint64_t>(rank) * 10;
+      sequences.push_back(
+          {RandomTokens(20, model_->config.vocab_size, seed), TestPages(20, 64, s)});
+      harness.set_most_rows(kMostRows);
+      ExpectSameBits(harness.Forward(Form::kPrefill, {{&sequences[s], 0, 2}}),
+                     solo.Forward(Form::kPrefill, {{&sequences[s], 0, 2}}));
+    }
+    int64_t rows_run = 2 * kMostRows;
+    uint64_t replays_before_switch = 0;
+    std::vector<uint64_t> launches;
+    std::vector<int32_t> next(sequences.size(), 2);
+    for (int32_t step = 0; step < kSteps; ++step) {
+      if (step == kSwitch) {
+        replays_before_switch = harness.decoder().replays();
+        harness.Install(Everywhere({false, true}));
+      }
+      std::vector<TestSlice> slices;
+      for (size_t s = 0; s < static_cast<size_t>(RowsOf(rank, step)); ++s) {
+        slices.push_back({&sequences[s], next[s], next[s] + 1, true});
+        ++next[s];
+      }
+      rows_run += static_cast<int64_t>(slices.size());
+      std::vector<LogitRow> rows;
+      launches.push_back(
+          LaunchesOf(*collectives, [&] { rows = harness.SampledLogits(Form::kDecode, slices); }));
+      ExpectSameBits(rows, solo.SampledLogits(Form::kDecode, slices));
+    }
+    EXPECT_GE(replays_before_switch, 2u);
+    EXPECT_GE(harness.decoder().replays(), replays_before_switch + 2);
+    ExpectChoicesOf(harness, rows_run);
+    // Both ranks replay what they ran as it is in the first step.
+    EXPECT_LT(launches[4] * 2, launches[0]);
+  });
+}
+
+TEST_P(RecordedGroupTest, ARankThatLeavesEndsAReplay) {
+  OnAllRanks(2, [&](int32_t rank, transport::Collectives* collectives) {
+    const TestSequence sequence = Sequence(20, 60 + static_cast<uint64_t>(rank));
+    ModelHarness harness(model_, Options(collectives, Split::kExpert, rank));
+    harness.set_most_rows(1);
+    int32_t next = 0;
+    for (; next < 5; ++next) {
+      harness.SampledLogits(Form::kDecode, {{&sequence, next, next + 1, true}});
+    }
+    EXPECT_GE(harness.decoder().replays(), 2u);
+    if (rank == 1) {
+      collectives->Abort(absl::UnavailableError("this rank goes"));
+      return;
+    }
+    const absl::Status status = harness.Try(Form::kDecode, {{&sequence, next, next + 1, true}});
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+    EXPECT_FALSE(harness.Try(Form::kDecode, {{&sequence, next, next + 1, true}}).ok());
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Schedules, RecordedGroupTest,
+                         testing::Values(Setup{"bf16-groups-mtp", 2, true},
+                                         Setup{"fp8-ragged-yarn", 3}),
+                         [](const auto& info) { return "Setup" + std::to_string(info.index); });
 
 // Working memory grows behind a call that another rank never makes: nothing waits for the GPU but
 // the group, which knows a deadline.

@@ -70,6 +70,11 @@ TEST(PaddedShape, HasFewValuesNearThePass) {
   EXPECT_EQ(pages(3), 4);
   EXPECT_EQ(pages(33), 64);
   EXPECT_EQ(pages(65), 100);
+  // An idle rank of a group; and room that is less than a padded pass would want.
+  const PassShape idle{.room_rows = 80, .room_pairs = 9};
+  EXPECT_EQ(PaddedShape(idle, limits), idle);
+  EXPECT_EQ(PaddedShape({.rows = 65, .sequence_pages = 1}, {.rows = 80, .sequence_pages = 1}).rows,
+            80);
 }
 
 TEST(PadBatch, RepeatsTheFirstRowAndWritesNothing) {
@@ -224,6 +229,42 @@ TEST_F(RecordingTest, WhatCannotBeRecordedRunsAsItIs) {
   }
   EXPECT_EQ(launches, 5);  // one of them in vain
   EXPECT_EQ(passes.replays(), 0u);
+}
+
+// What ranks do together stands between pieces of what is recorded, in each run anew.
+TEST_F(RecordingTest, CallsOfAGroupStayCalls) {
+  const kernels::TensorView x = NewTensor(1, 1.0f), middle = NewTensor(1, 0.0f);
+  const kernels::TensorView y = NewTensor(1, 0.0f), out = NewTensor(1, 0.0f);
+  RecordedPasses passes(*device_);
+  int launches = 0, calls = 0;
+  bool fails = false;
+  const auto call = [&]() -> absl::Status {
+    ++calls;
+    if (fails) return absl::UnavailableError("a rank is gone");
+    return kernels::CopyRows(*device_, {.x = middle, .index = {}, .out = y});
+  };
+  const auto run = [&] {
+    return passes.Run({.rows = 1, .sequence_pages = 1}, [&]() -> absl::Status {
+      ++launches;
+      absl::Status status = Multiply(x, middle);
+      if (status.ok()) status = passes.Call(call);
+      EXPECT_EQ(passes.is_recording(), launches == 2);
+      return status.ok() ? Multiply(y, out) : status;
+    });
+  };
+  for (int i = 1; i <= 4; ++i) {
+    const std::vector<float> values(kWidth, static_cast<float>(i));
+    ASSERT_TRUE(
+        device_->EnqueueCopyToDevice(x.data, values.data(), values.size() * sizeof(float)).ok());
+    ASSERT_TRUE(run().ok());
+    EXPECT_EQ(First(out), static_cast<float>(i * kWidth * kWidth));
+    EXPECT_EQ(calls, i);
+  }
+  EXPECT_EQ(launches, 2);
+  EXPECT_EQ(passes.replays(), 3u);
+  fails = true;
+  EXPECT_TRUE(absl::IsUnavailable(run()));
+  EXPECT_EQ(passes.replays(), 3u);
 }
 
 TEST_F(RecordingTest, KeepsTheShapesUsedLast) {

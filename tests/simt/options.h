@@ -53,6 +53,10 @@ Options GetOptions();
 // cudaErrorLaunchFailure from then on.
 std::optional<Fault> TakeFault();
 
+// How often the host has given a stream something to do so far: launches, copies, graphs, NCCL's
+// calls. What a graph holds counts as one.
+uint64_t LaunchCount();
+
 // Sets options for its lifetime.
 class ScopedOptions {
  public:

@@ -30,6 +30,7 @@ void SetOptions(const Options& options) { Runtime::Get().SetOptions(options); }
 Options GetOptions() { return Runtime::Get().options(); }
 std::optional<Fault> TakeFault() { return Runtime::Get().TakeFault(); }
 void ReportFault(const Fault& fault) { Runtime::Get().Report(fault); }
+uint64_t LaunchCount() { return Runtime::Get().launches(); }
 bool IsOrderedBehind(uint32_t op, uint32_t earlier) {
   return Runtime::Get().IsOrderedBehind(op, earlier);
 }
@@ -69,6 +70,11 @@ void Runtime::SetOptions(const Options& options) {
 Options Runtime::options() {
   const std::lock_guard<std::mutex> lock(mutex_);
   return options_;
+}
+
+uint64_t Runtime::launches() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return launches_;
 }
 
 uint64_t Runtime::NextSeed() {
@@ -179,6 +185,7 @@ cudaError_t Runtime::Enqueue(cudaStream_t stream, Work work) {
     found->captured = {found->capture->nodes.size() - 1};
     return cudaSuccess;
   }
+  ++launches_;
   Op op;
   op.work = std::move(work);
   Push(*found, std::move(op));

@@ -62,6 +62,7 @@ class Runtime {
   cudaError_t SynchronizeDevice();
   cudaError_t Query(cudaStream_t stream);
   bool IsCapturing(cudaStream_t stream);
+  uint64_t launches();
 
   // --- events
   cudaError_t CreateEvent(cudaEvent_t* out);
@@ -147,6 +148,7 @@ class Runtime {
   Rng rng_{1};
   std::optional<Fault> fault_;
   bool failed_ = false;
+  uint64_t launches_ = 0;
   bool started_ = false;
   uintptr_t next_handle_ = 1;
   std::map<cudaStream_t, std::shared_ptr<Stream>> streams_;
