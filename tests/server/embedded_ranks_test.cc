@@ -163,6 +163,22 @@ TEST(EmbeddedRanksDispatch, RoundedRowsGiveTheSameTokensOnAnyNumberOfRanks) {
   EXPECT_NE(tokens_of(1, "activations"), alone);
 }
 
+// So does rounding the rows of all products with FP8 weights, however rows travel.
+TEST(EmbeddedRanksRows, InFp8GiveTheSameTokensOnAnyNumberOfRanks) {
+  const ModelFolder model("tests/data/models/fp8-ragged-yarn");
+  const auto tokens_of = [&](int ranks, bool fp8_activations, const char* dispatch) {
+    Config config = ConfigFor(model.path(), {ranks, ranks});
+    config.mutable_decode()->set_expert_dispatch(dispatch);
+    config.mutable_kernels()->set_fp8_activations(fp8_activations);
+    Server server(config);
+    return server.TokensOf(Requests(server.vocab_size()));
+  };
+  const std::vector<std::vector<TokenId>> alone = tokens_of(1, true, "activations");
+  EXPECT_EQ(tokens_of(2, true, "activations"), alone);
+  EXPECT_EQ(tokens_of(3, true, "fp8"), alone);
+  EXPECT_NE(tokens_of(1, false, "activations"), alone);
+}
+
 TEST(EmbeddedRanksFailure, ABrokenGroupShowsAndEndsAtOnce) {
   const ModelFolder model("tests/data/models/bf16-lora-yarn");
   Server server(ConfigFor(model.path(), {2, 4}));
