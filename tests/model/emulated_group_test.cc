@@ -318,8 +318,11 @@ TEST_P(RecordedGroupTest, ChangesNoBit) {
   OnAllRanks(2, [&](int32_t rank, transport::Collectives* collectives) {
     RunnerOptions unrecorded = Options(nullptr, Split::kExpert, rank);
     unrecorded.device.records = false;
+    RunnerOptions recorded = Options(collectives, Split::kExpert, rank);
+    // Where there are FP8 weights, with rows in FP8 as well.
+    unrecorded.fp8_activations = recorded.fp8_activations = true;
     ModelHarness solo(model_, unrecorded);
-    ModelHarness harness(model_, Options(collectives, Split::kExpert, rank));
+    ModelHarness harness(model_, recorded);
     std::vector<TestSequence> sequences;
     for (uint32_t s = 0; s < kMostRows; ++s) {
       const uint64_t seed = 7 + s + static_cast<uint64_t>(rank) * 10;
