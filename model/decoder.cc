@@ -123,9 +123,9 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Device& device
 
 absl::Status Decoder::InstallExperts(const scheduler::ActiveExperts& active) {
   BATON_CHECK(!options_.group.solo());
-  BATON_ASSIGN_OR_RETURN(tables_,
-                         ExpertTables::Create(device_, model_.config, rank_weights_, active,
-                                              options_.group.ranks(), options_.group.rank()));
+  BATON_ASSIGN_OR_RETURN(
+      tables_, ExpertTables::Create(device_, model_.config, rank_weights_, active,
+                                    options_.group.ranks(), options_.group.rank(), tables_memory_));
   // Recorded ops have the addresses of the weights that were in use.
   if (recorded_ != nullptr) recorded_->Forget();
   return absl::OkStatus();

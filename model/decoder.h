@@ -162,6 +162,7 @@ class Decoder {
   // layer.
   std::unique_ptr<RecordedPasses> recorded_;
   uint64_t exchange_moves_ = 0;  // of exchanges_[0], as recorded_ knows it
+  kernels::DeviceBuffer tables_memory_;
   ExpertTables tables_;
   // Split::kExpert only, in the device's memory.
   kernels::DeviceBuffer counts_;

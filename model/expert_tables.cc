@@ -1,5 +1,6 @@
 #include "model/expert_tables.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -47,8 +48,8 @@ scheduler::ExpertTopology TopologyOf(const ModelConfig& config, int32_t ranks,
 
 // The weights of this rank's slots. To a rank that is not live no rows come: its slots may lack
 // what the placement says, but ops want weights of the right shape.
-absl::Status ExpertTables::AddSlots(RankWeights& weights, int32_t moe_layer, int32_t rank,
-                                    Layer& layer) {
+absl::Status ExpertTables::AddSlots(RankWeights& weights, int32_t moe_layer, int32_t rank) {
+  Layer& layer = layers_.emplace_back();
   const bool live = active_.live.empty() || active_.live[static_cast<size_t>(rank)];
   const size_t slots = static_cast<size_t>(active_.placement->slots_per_rank());
   for (const int32_t expert :
@@ -73,7 +74,8 @@ absl::Status ExpertTables::AddSlots(RankWeights& weights, int32_t moe_layer, int
 absl::StatusOr<ExpertTables> ExpertTables::Create(kernels::Device& device,
                                                   const ModelConfig& config, RankWeights& weights,
                                                   const scheduler::ActiveExperts& active,
-                                                  int32_t ranks, int32_t rank) {
+                                                  int32_t ranks, int32_t rank,
+                                                  kernels::DeviceBuffer& memory) {
   BATON_RETURN_IF_ERROR(CheckShape(config, active, ranks));
   const ExpertPlacement& placement = *active.placement;
   ExpertTables result;
@@ -87,20 +89,25 @@ absl::StatusOr<ExpertTables> ExpertTables::Create(kernels::Device& device,
     tables.insert(tables.end(), table.replicas.begin(), table.replicas.end());
     tables.insert(tables.end(), table.counts.begin(), table.counts.end());
   }
-  BATON_ASSIGN_OR_RETURN(result.tables_, device.Allocate(tables.size() * sizeof(int32_t)));
-  int32_t* at = static_cast<int32_t*>(result.tables_.data());
-  BATON_RETURN_IF_ERROR(device.CopyToDevice(at, tables.data(), tables.size() * sizeof(int32_t)));
-
   const int64_t experts = placement.experts();
   for (int32_t i = 0; i < placement.layers(); ++i) {
+    BATON_RETURN_IF_ERROR(result.AddSlots(weights, i, rank));
+  }
+  const size_t bytes = tables.size() * sizeof(int32_t);
+  if (memory.bytes() < bytes) {
+    const int64_t room = placement.layers() * experts * (ranks + 1);
+    BATON_ASSIGN_OR_RETURN(
+        memory, device.Allocate(std::max(bytes, static_cast<size_t>(room) * sizeof(int32_t))));
+  }
+  int32_t* at = static_cast<int32_t*>(memory.data());
+  BATON_RETURN_IF_ERROR(device.EnqueueCopyToDevice(at, tables.data(), bytes));
+  for (int32_t i = 0; i < placement.layers(); ++i) {
     const int64_t width = widths[static_cast<size_t>(i)];
-    Layer layer;
+    Layer& layer = result.layers_[static_cast<size_t>(i)];
     layer.replicas = TensorView::Contiguous(at, DType::kI32, {experts, width});
     at += experts * width;
     layer.replica_count = TensorView::Contiguous(at, DType::kI32, {experts});
     at += experts;
-    BATON_RETURN_IF_ERROR(result.AddSlots(weights, i, rank, layer));
-    result.layers_.push_back(std::move(layer));
   }
   return result;
 }

@@ -35,25 +35,26 @@ class ExpertTables {
 
   ExpertTables() = default;
   // Borrows the weights, and keeps the experts of the rank's slots in their places as long as it
-  // lives. INVALID_ARGUMENT when the placement's shape is not the model's or the group's,
-  // FAILED_PRECONDITION when an expert has no replica on a live rank, or when this one is live and
-  // the experts of its slots are not in its device's memory.
+  // lives. The tables lie in `memory`, behind the ops called so far: those of before go then. It is
+  // replaced where it is too small, which waits for the whole device; the first one has room for as
+  // many replicas as there are ranks. INVALID_ARGUMENT when the placement's shape is not the
+  // model's or the group's, FAILED_PRECONDITION when an expert has no replica on a live rank, or
+  // when this one is live and the experts of its slots are not in its device's memory.
   static absl::StatusOr<ExpertTables> Create(kernels::Device& device, const ModelConfig& config,
                                              RankWeights& weights,
                                              const scheduler::ActiveExperts& active, int32_t ranks,
-                                             int32_t rank);
+                                             int32_t rank, kernels::DeviceBuffer& memory);
 
   const scheduler::ActiveExperts& active() const { return active_; }
   // MoE layer i, counted without the dense layers.
   const Layer& layer(int32_t i) const { return layers_[static_cast<size_t>(i)]; }
 
  private:
-  absl::Status AddSlots(RankWeights& weights, int32_t moe_layer, int32_t rank, Layer& layer);
+  absl::Status AddSlots(RankWeights& weights, int32_t moe_layer, int32_t rank);
 
   scheduler::ActiveExperts active_;
   std::vector<Layer> layers_;
   ExpertPlaces::Lease lease_;  // of layers_' weights
-  kernels::DeviceBuffer tables_;
 };
 
 }  // namespace baton::model

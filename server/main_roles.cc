@@ -33,6 +33,15 @@ uint64_t RandomBits() {
   return uint64_t{random()} << 32 | random();
 }
 
+// Says how far the weights are on their way to a GPU, ten times at most.
+std::function<void(int64_t, int64_t)> LogUpload(const Log& log) {
+  return [log, told = int64_t{0}](int64_t done, int64_t total) mutable {
+    if (done < total && (done - told) * 10 < total) return;
+    told = done;
+    log.Info("weights are copied to the GPU", {{"done_bytes", done}, {"total_bytes", total}});
+  };
+}
+
 // What handoff.* says; but for the GPU, where to listen, and the log.
 transport::NcclTransportOptions NcclOptionsFor(const Config& config, RunnerRole role) {
   const v1::Nccl& nccl = config.handoff().nccl();
@@ -152,6 +161,7 @@ absl::StatusOr<WorkerParts> MakeWorkerParts(const Config& config, RunnerRole rol
   WorkerParts parts;
   BATON_ASSIGN_OR_RETURN(parts.rank, RankOfProcess(config, role, HostName()));
   BATON_ASSIGN_OR_RETURN(parts.options, RunnerOptionsFor(config, role, *files.model));
+  parts.options.upload_progress = LogUpload(log);
   BATON_ASSIGN_OR_RETURN(parts.place, GpuPlaceOfProcess(config, role, parts.rank, parts.options));
   const auto make_transport = [&]() -> absl::Status {
     BATON_ASSIGN_OR_RETURN(

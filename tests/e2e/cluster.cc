@@ -34,11 +34,11 @@ Cluster::Cluster(const ClusterOptions& options)
     : worker_program_(options.worker_program),
       group_timeout_ms_(options.group_timeout_ms * kSanitizedTestScale) {
   const std::vector<std::string> prefill =
-      With({"--model=" + options.prefill_model, "--prefill.address=127.0.0.1:0",
-            "--prefill.threads=1", "--prefill.memory_mb=64"},
+      With({"--model=" + (options.prefill_model.empty() ? options.model : options.prefill_model),
+            "--prefill.address=127.0.0.1:0", "--prefill.threads=1", "--prefill.memory_mb=64"},
            options.prefill_flags);
   const std::vector<std::string> decode =
-      With({std::string("--model=") + kModel, "--decode.address=127.0.0.1:0", "--decode.threads=1",
+      With({"--model=" + options.model, "--decode.address=127.0.0.1:0", "--decode.threads=1",
             "--decode.memory_mb=128"},
            options.decode_flags);
   for (int i = 0; i < options.prefill_workers; ++i) {
@@ -54,7 +54,7 @@ Cluster::Cluster(const ClusterOptions& options)
   }
   router_ = std::make_unique<BatonProcess>(
       scratch_, "router",
-      std::vector<std::string>{"router", std::string("--model=") + kModel, "--port=127.0.0.1:0",
+      std::vector<std::string>{"router", "--model=" + options.model, "--port=127.0.0.1:0",
                                "--http-port=127.0.0.1:0",
                                "--router.prefill_workers=" + AddressesOf(prefill_, false),
                                "--router.decode_workers=" + AddressesOf(decode_, true)});

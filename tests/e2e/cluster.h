@@ -23,9 +23,10 @@ struct ClusterOptions {
   int decode_ranks = 1;
   std::vector<std::string> prefill_flags = {};
   std::vector<std::string> decode_flags = {};
-  std::string prefill_model = kModel;
-  int group_timeout_ms = 2000;  // of workers of several ranks; more under sanitizers
+  std::string prefill_model = "";  // another one than `model`
+  int group_timeout_ms = 2000;     // of workers of several ranks; more under sanitizers
   std::string worker_program = kBaton;
+  std::string model = kModel;
 };
 
 class Cluster {

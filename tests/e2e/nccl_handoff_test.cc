@@ -30,15 +30,15 @@ server::ClientRequest Request(const std::string& prompt) {
   return request;
 }
 
-// What one emulated rank says.
-Tokens Expected(const std::string& prompt) {
+// What one rank says: an emulated one, or the CPU.
+Tokens Expected(const std::string& prompt, const std::string& backend = "cuda") {
   const ScratchDirectory scratch;
   int code = 0;
   std::istringstream words(
       RunBaton(scratch,
-               {"generate", std::string("--model=") + kModel, "--kernels.backend=cuda", "--ids",
-                "--max-tokens=" + std::to_string(kTokens), "--temperature=0", prompt},
-               &code, kBatonEmulated));
+               {"generate", std::string("--model=") + kModel, "--kernels.backend=" + backend,
+                "--ids", "--max-tokens=" + std::to_string(kTokens), "--temperature=0", prompt},
+               &code, backend == "cuda" ? kBatonEmulated : kBaton));
   EXPECT_EQ(code, 0);
   Tokens ids;
   for (TokenId id = 0; words >> id;) ids.push_back(id);
@@ -88,9 +88,16 @@ TEST(NcclHandoff, ThroughPinnedMemory) {
 }
 
 // Ranks as processes with a GPU each: prefill shares prompts by heads, decode its experts, and each
-// prefill rank hands over its share.
+// prefill rank hands over its share. Greedy tokens are the CPU's, too.
 TEST(NcclHandoff, GroupsOnGpusGiveTheTokensOfOneRank) {
-  const Tokens expected = Expected("The command prints");
+  const std::vector<std::string> prompts = {"The command prints", "A file has a name"};
+  std::vector<server::ClientRequest> requests;
+  std::vector<Tokens> expected;
+  for (const std::string& prompt : prompts) {
+    requests.push_back(Request(prompt));
+    expected.push_back(Expected(prompt));
+    EXPECT_EQ(expected.back(), Expected(prompt, "cpu"));
+  }
   ClusterOptions options = Emulated("auto", "gpu");
   options.prefill_ranks = 2;
   options.decode_ranks = 2;
@@ -98,8 +105,8 @@ TEST(NcclHandoff, GroupsOnGpusGiveTheTokensOfOneRank) {
   options.decode_flags.push_back("--decode.redundant_experts=4");
   Cluster cluster(options);
   ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
-  EXPECT_EQ(TokensOf(*cluster.Connect(), Request("The command prints")), expected);
-  EXPECT_EQ(TokensOf(*cluster.Connect(), Request("The command prints")), expected);
+  EXPECT_EQ(TokensOf(*cluster.Connect(), requests[0]), expected[0]);
+  EXPECT_EQ(AllAtOnce(cluster, requests, [] {}), expected);
 }
 
 }  // namespace

@@ -20,6 +20,7 @@ class ScratchDirectory {
   ScratchDirectory();
   ~ScratchDirectory();
   std::string File(const std::string& name) const { return path_ + "/" + name; }
+  const std::string& path() const { return path_; }
 
  private:
   std::string path_;
