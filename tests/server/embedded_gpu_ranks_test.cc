@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "base/random.h"
 #include "tests/server/embedded_server.h"
 #include "tests/simt/options.h"
 
@@ -37,49 +36,24 @@ void PrintTo(const Shape& shape, std::ostream* out) {
 
 // Patient, as the emulation is slow.
 Config ConfigFor(const std::string& model, const Shape& shape) {
-  LoadedConfig loaded = LoadConfig({}).value();
-  Config config = loaded.config;
-  config.mutable_model()->set_path(model);
-  config.mutable_kernels()->set_backend("cuda");
-  config.mutable_handoff()->set_transport(shape.transport);
+  Config config = ConfigOfRanks(model, shape.prefill_ranks, shape.decode_ranks,
+                                shape.redundant_experts, shape.transport, "cuda");
   config.mutable_handoff()->mutable_nccl()->set_memory(shape.memory);
   config.mutable_handoff()->mutable_nccl()->set_staging_mb(16);
   config.mutable_handoff()->set_timeout_ms(60000);
-  config.mutable_group()->set_timeout_ms(60000);
-  config.mutable_prefill()->set_ranks(shape.prefill_ranks);
-  config.mutable_prefill()->set_redundant_experts(shape.redundant_experts);
   config.mutable_prefill()->set_pages(16);
   config.mutable_prefill()->set_chunk_tokens(32);
-  config.mutable_decode()->set_ranks(shape.decode_ranks);
-  config.mutable_decode()->set_redundant_experts(shape.redundant_experts);
   config.mutable_decode()->set_pages(16);
   config.mutable_decode()->set_prefill_timeout_ms(120000);
   config.mutable_decode()->set_reserve_output_tokens(16);
   config.mutable_decode()->set_max_sequences(8);
   config.mutable_decode()->set_max_batch_rows(8);
-  config.mutable_decode()->mutable_rebalance()->set_interval_ms(1);  // experts move all the time
-  config.mutable_decode()->mutable_rebalance()->set_min_gain(0);
-  config.mutable_decode()->mutable_rebalance()->set_half_life_steps(1);
   return config;
 }
 
-// Within a page, chunks and pages; greedy and sampled.
+// Within a page, chunks and pages.
 std::vector<ClientRequest> Requests(int32_t vocab_size) {
-  Rng rng(5);
-  std::vector<ClientRequest> requests;
-  for (const int length : {1, 40, 70}) {
-    ClientRequest request;
-    for (int i = 0; i < length; ++i) {
-      request.token_ids.push_back(
-          static_cast<TokenId>(rng.Below(static_cast<uint64_t>(vocab_size))));
-    }
-    request.max_tokens = kOutputTokens;
-    request.ignore_eos = true;
-    request.seed = rng.Below(1000);
-    request.temperature = requests.size() % 2 == 0 ? 0.0f : 0.9f;
-    requests.push_back(std::move(request));
-  }
-  return requests;
+  return TokenRequests(5, {1, 40, 70}, vocab_size, kOutputTokens);
 }
 
 class EmbeddedGpuRanks : public testing::TestWithParam<std::string> {

@@ -12,7 +12,6 @@
 #include <tuple>
 #include <vector>
 
-#include "base/random.h"
 #include "proto/baton/v1/worker.grpc.pb.h"
 #include "tests/sanitized.h"
 #include "tests/server/embedded_server.h"
@@ -40,46 +39,20 @@ void PrintTo(const Shape& shape, std::ostream* out) {
 }
 
 Config ConfigFor(const std::string& model, const Shape& shape) {
-  LoadedConfig loaded = LoadConfig({}).value();
-  Config config = loaded.config;
-  config.mutable_model()->set_path(model);
-  config.mutable_kernels()->set_backend(shape.backend);
-  config.mutable_handoff()->set_transport(shape.transport);
-  config.mutable_group()->set_timeout_ms(60000);  // the machine's other work is no fault
-  config.mutable_prefill()->set_ranks(shape.prefill_ranks);
-  config.mutable_prefill()->set_redundant_experts(shape.redundant_experts);
+  Config config = ConfigOfRanks(model, shape.prefill_ranks, shape.decode_ranks,
+                                shape.redundant_experts, shape.transport, shape.backend);
   config.mutable_prefill()->set_threads(1);
   config.mutable_prefill()->set_pages(kPages);
   config.mutable_prefill()->set_chunk_tokens(48);
-  config.mutable_decode()->set_ranks(shape.decode_ranks);
-  config.mutable_decode()->set_redundant_experts(shape.redundant_experts);
   config.mutable_decode()->set_threads(1);
   config.mutable_decode()->set_pages(kPages);
   config.mutable_decode()->set_reserve_output_tokens(32);
-  config.mutable_decode()->mutable_rebalance()->set_interval_ms(1);  // experts move all the time
-  config.mutable_decode()->mutable_rebalance()->set_min_gain(0);
-  config.mutable_decode()->mutable_rebalance()->set_half_life_steps(1);
   return config;
 }
 
-// Fewer tokens than ranks, within a page, chunks and pages; greedy and sampled.
+// Fewer tokens than ranks, within a page, chunks and pages.
 std::vector<ClientRequest> Requests(int32_t vocab_size) {
-  Rng rng(11);
-  std::vector<ClientRequest> requests;
-  for (const int length : {1, 3, 40, 64, 130, 200}) {
-    ClientRequest request;
-    for (int i = 0; i < length; ++i) {
-      request.token_ids.push_back(
-          static_cast<TokenId>(rng.Below(static_cast<uint64_t>(vocab_size))));
-    }
-    request.max_tokens = kOutputTokens;
-    request.ignore_eos = true;
-    request.seed = rng.Below(1000);
-    request.temperature = requests.size() % 2 == 0 ? 0.0f : 0.9f;
-    request.top_p = 0.95f;
-    requests.push_back(std::move(request));
-  }
-  return requests;
+  return TokenRequests(11, {1, 3, 40, 64, 130, 200}, vocab_size, kOutputTokens);
 }
 
 void ExpectSumsOverRanks(const Server& server, const Shape& shape,

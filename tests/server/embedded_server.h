@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/random.h"
 #include "base/thread.h"
 #include "server/client.h"
 #include "server/main_embedded.h"
@@ -45,7 +46,49 @@ class ModelFolder {
   std::filesystem::path path_;
 };
 
-// All roles in this process, with as many ranks as `shape` says.
+// Groups of so many ranks, with so many redundant experts in both, whose experts move all the time;
+// as patient as a busy machine wants it.
+inline Config ConfigOfRanks(const std::string& model, int prefill_ranks, int decode_ranks,
+                            int redundant_experts, const std::string& transport,
+                            const std::string& backend) {
+  Config config = LoadConfig({}).value().config;
+  config.mutable_model()->set_path(model);
+  config.mutable_kernels()->set_backend(backend);
+  config.mutable_handoff()->set_transport(transport);
+  config.mutable_group()->set_timeout_ms(60000);
+  config.mutable_prefill()->set_ranks(prefill_ranks);
+  config.mutable_prefill()->set_redundant_experts(redundant_experts);
+  config.mutable_decode()->set_ranks(decode_ranks);
+  config.mutable_decode()->set_redundant_experts(redundant_experts);
+  auto* const rebalance = config.mutable_decode()->mutable_rebalance();
+  rebalance->set_interval_ms(1);
+  rebalance->set_min_gain(0);
+  rebalance->set_half_life_steps(1);
+  return config;
+}
+
+// Prompts of these lengths, greedy and sampled in turns.
+inline std::vector<ClientRequest> TokenRequests(uint64_t seed, const std::vector<int>& lengths,
+                                                int32_t vocab_size, int32_t output_tokens) {
+  Rng rng(seed);
+  std::vector<ClientRequest> requests;
+  for (const int length : lengths) {
+    ClientRequest request;
+    for (int i = 0; i < length; ++i) {
+      request.token_ids.push_back(
+          static_cast<TokenId>(rng.Below(static_cast<uint64_t>(vocab_size))));
+    }
+    request.max_tokens = output_tokens;
+    request.ignore_eos = true;
+    request.seed = rng.Below(1000);
+    request.temperature = requests.size() % 2 == 0 ? 0.0f : 0.9f;
+    request.top_p = 0.95f;
+    requests.push_back(std::move(request));
+  }
+  return requests;
+}
+
+// All roles in this process, with as many ranks as the configuration says.
 class Server {
  public:
   explicit Server(const Config& config)
