@@ -6,7 +6,6 @@
 // multiply-add. The tiles below differ in size alone, so which is chosen changes no bit.
 
 #include "kernels/cuda/gemm.h"
-#include "kernels/cuda/gemm_grid.h"
 #include "kernels/cuda/gemm_mma.h"
 
 namespace baton::kernels::cuda {
@@ -179,13 +178,7 @@ GemmBf16Kernel(const GemmLaunch args) {
 
 template <typename S>
 cudaError_t LaunchWith(const GemmLaunch& args, cudaStream_t stream) {
-  const bool pair = args.epilogue == GemmEpilogue::kSiluMul;
-  return Launch(GemmBf16Kernel<S>,
-                {.grid = GemmGrid(args, S::kRows, pair ? S::kColumns / 2 : S::kColumns),
-                 .threads = S::kThreads,
-                 .shared_bytes = sizeof(Ring<S>),
-                 .stream = stream},
-                args);
+  return LaunchMma<S, Ring<S>>(&GemmBf16Kernel<S>, args, stream);
 }
 
 // By the mean rows of a group: decoding reads w once for a few rows and wants bytes in flight,

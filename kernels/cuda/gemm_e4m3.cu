@@ -6,7 +6,6 @@
 // The tiles differ in size alone, so which is chosen changes no bit.
 
 #include "kernels/cuda/gemm.h"
-#include "kernels/cuda/gemm_grid.h"
 #include "kernels/cuda/gemm_mma.h"
 
 namespace baton::kernels::cuda {
@@ -80,8 +79,7 @@ struct ScalesOfX {
         const int here = row + i * 16 + half * 8 + Lane() / 4;
         rows[i][half] = -1;
         if (here >= tile.rows) continue;
-        rows[i][half] =
-            args.row_index == nullptr ? tile.row + here : args.row_index[tile.row + here];
+        rows[i][half] = SourceRow(args, tile, here);
       }
     }
   }
@@ -148,13 +146,7 @@ GemmE4M3Kernel(const GemmLaunch args) {
 
 template <typename S>
 cudaError_t LaunchWith(const GemmLaunch& args, cudaStream_t stream) {
-  const bool pair = args.epilogue == GemmEpilogue::kSiluMul;
-  return Launch(GemmE4M3Kernel<S>,
-                {.grid = GemmGrid(args, S::kRows, pair ? S::kColumns / 2 : S::kColumns),
-                 .threads = S::kThreads,
-                 .shared_bytes = sizeof(CodeRing<S>),
-                 .stream = stream},
-                args);
+  return LaunchMma<S, CodeRing<S>>(&GemmE4M3Kernel<S>, args, stream);
 }
 
 }  // namespace

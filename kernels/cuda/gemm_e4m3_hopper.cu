@@ -6,7 +6,6 @@
 // Codes lie in shared memory as they are, and both operands are read there.
 
 #include "kernels/cuda/gemm.h"
-#include "kernels/cuda/gemm_grid.h"
 #include "kernels/cuda/gemm_hopper.h"
 
 namespace baton::kernels::cuda {
@@ -55,9 +54,7 @@ struct CodeCopy {
         scales(nullptr) {
     const int row = ThreadIndex() - kComputing;
     if (row < Least(S::kRows, tile.rows)) {
-      const int64_t source =
-          args.row_index == nullptr ? tile.row + row : args.row_index[tile.row + row];
-      scales = args.x_scales + source * args.x_scale_stride;
+      scales = args.x_scales + SourceRow(args, tile, row) * args.x_scale_stride;
     }
     scale = scales == nullptr ? 0.0f : scales[0];
   }
@@ -149,14 +146,7 @@ GemmE4M3HopperKernel(const GemmLaunch args) {
 
 template <typename S>
 cudaError_t LaunchWith(const GemmLaunch& args, cudaStream_t stream) {
-  static_assert(sizeof(Ring<S>) <= 227 * 1024);
-  const bool pair = args.epilogue == GemmEpilogue::kSiluMul;
-  return Launch(GemmE4M3HopperKernel<S>,
-                {.grid = GemmGrid(args, S::kRows, pair ? kSide : 2 * kSide),
-                 .threads = kHopperThreads,
-                 .shared_bytes = sizeof(Ring<S>),
-                 .stream = stream},
-                args);
+  return LaunchHopper<S, Ring<S>>(&GemmE4M3HopperKernel<S>, args, stream);
 }
 
 }  // namespace

@@ -95,9 +95,7 @@ GemmF32Kernel(const GemmLaunch args) {
       const int r = i / kDepth, d = i % kDepth;
       float value = 0.0f;
       if (r < tile.rows && d < depth) {
-        const int64_t source =
-            args.row_index == nullptr ? tile.row + r : args.row_index[tile.row + r];
-        value = LoadElement(args.x, source, x_column + k + d);
+        value = LoadElement(args.x, SourceRow(args, tile, r), x_column + k + d);
       }
       tiles.x[d][r] = value;
     }

@@ -5,7 +5,6 @@
 // multiply-add. E4M3 becomes BF16, exactly, on its way to the registers that are operand a.
 
 #include "kernels/cuda/gemm.h"
-#include "kernels/cuda/gemm_grid.h"
 #include "kernels/cuda/gemm_hopper.h"
 
 namespace baton::kernels::cuda {
@@ -183,14 +182,7 @@ GemmHopperKernel(const GemmLaunch args) {
 
 template <typename S>
 cudaError_t LaunchWith(const GemmLaunch& args, cudaStream_t stream) {
-  static_assert(sizeof(Ring<S>) <= 227 * 1024);
-  const bool pair = args.epilogue == GemmEpilogue::kSiluMul;
-  return Launch(GemmHopperKernel<S>,
-                {.grid = GemmGrid(args, S::kRows, pair ? kSide : 2 * kSide),
-                 .threads = kHopperThreads,
-                 .shared_bytes = sizeof(Ring<S>),
-                 .stream = stream},
-                args);
+  return LaunchHopper<S, Ring<S>>(&GemmHopperKernel<S>, args, stream);
 }
 
 template <bool kFp8>

@@ -9,6 +9,7 @@
 // for the kRows rows of x that its shape S has. A third warpgroup copies both to a ring of kStages
 // stages.
 
+#include "kernels/cuda/gemm_grid.h"
 #include "kernels/cuda/gemm_tile.h"
 
 namespace baton::kernels::cuda {
@@ -67,7 +68,7 @@ struct CopiesOfX {
       const int row = i * kLines + line;
       rows[i] = -1;
       if (row >= tile.rows) continue;
-      rows[i] = args.row_index == nullptr ? tile.row + row : args.row_index[tile.row + row];
+      rows[i] = SourceRow(args, tile, row);
     }
   }
 };
@@ -161,6 +162,19 @@ BATON_DEVICE void FinishSums(const GemmLaunch& args, const GemmTile& tile, const
     if (row >= tile.rows || output >= args.n) continue;
     StoreSum(args, tile.row + row, BlockZ() * args.out_step + output, sums[i]);
   }
+}
+
+// A kernel of shape S with the ring in its shared memory.
+template <typename S, typename Ring, typename Kernel>
+cudaError_t LaunchHopper(Kernel* kernel, const GemmLaunch& args, cudaStream_t stream) {
+  static_assert(sizeof(Ring) <= 227 * 1024);
+  const bool pair = args.epilogue == GemmEpilogue::kSiluMul;
+  return Launch(kernel,
+                {.grid = GemmGrid(args, S::kRows, pair ? kSide : 2 * kSide),
+                 .threads = kHopperThreads,
+                 .shared_bytes = sizeof(Ring),
+                 .stream = stream},
+                args);
 }
 
 }  // namespace baton::kernels::cuda

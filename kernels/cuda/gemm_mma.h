@@ -8,7 +8,7 @@
 // A shape S of such a product has
 //   kColumns, kWarpColumns         columns (rows of w) of a block and of a warp
 //   kRowTiles, kColumnTiles        of a warp: 16 rows, 8 columns each
-//   kThreads
+//   kRows, kThreads                of a block
 //   kXElement, kElement            bytes of an element of x and of w
 //   kXRowCopies, kWRowCopies       pieces of 16 bytes in a row of a stage
 //   kXCopies, kWCopies             pieces that a thread copies
@@ -16,6 +16,7 @@
 
 #include <type_traits>
 
+#include "kernels/cuda/gemm_grid.h"
 #include "kernels/cuda/gemm_tile.h"
 
 namespace baton::kernels::cuda {
@@ -61,9 +62,7 @@ struct Copies {
       const int row = (i * S::kThreads + ThreadIndex()) / S::kXRowCopies;
       x[i] = nullptr;
       if (row >= tile.rows) continue;
-      const int64_t source =
-          args.row_index == nullptr ? tile.row + row : args.row_index[tile.row + row];
-      x[i] = x_data + source * x_stride;
+      x[i] = x_data + SourceRow(args, tile, row) * x_stride;
     }
     w_aligned = true;
 #pragma unroll
@@ -178,6 +177,18 @@ BATON_DEVICE void StoreSums(const GemmLaunch& args, const GemmTile& tile, const 
       }
     }
   }
+}
+
+// A kernel of shape S with the ring of stages in its shared memory.
+template <typename S, typename Ring, typename Kernel>
+cudaError_t LaunchMma(Kernel* kernel, const GemmLaunch& args, cudaStream_t stream) {
+  const bool pair = args.epilogue == GemmEpilogue::kSiluMul;
+  return Launch(kernel,
+                {.grid = GemmGrid(args, S::kRows, pair ? S::kColumns / 2 : S::kColumns),
+                 .threads = S::kThreads,
+                 .shared_bytes = sizeof(Ring),
+                 .stream = stream},
+                args);
 }
 
 }  // namespace baton::kernels::cuda

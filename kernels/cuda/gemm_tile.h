@@ -53,6 +53,11 @@ BATON_DEVICE GemmTile FindTile(const GemmLaunch& args, int index) {
   return {};
 }
 
+// The row of x that row `row` of the tile is computed from.
+BATON_DEVICE int SourceRow(const GemmLaunch& args, const GemmTile& tile, int row) {
+  return args.row_index == nullptr ? tile.row + row : args.row_index[tile.row + row];
+}
+
 BATON_DEVICE const GemmWeight& WeightOf(const GemmLaunch& args, int group, bool second) {
   if (args.table == nullptr) return second ? args.w2 : args.w;
   return args.table[(second ? args.groups : 0) + group];
