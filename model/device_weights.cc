@@ -49,16 +49,11 @@ std::vector<TensorView*> AllViewsOf(Weights& weights) {
   return views;
 }
 
-// A checkpoint's tensors have no gaps.
-int64_t BytesOf(const TensorView& view) {
-  return view.elements() * static_cast<int64_t>(kernels::DTypeBytes(view.dtype));
-}
-
-int64_t RoomOf(const TensorView& view) {
-  return (BytesOf(view) + kAlignment - 1) / kAlignment * kAlignment;
-}
-
 }  // namespace
+
+int64_t DeviceRoomOf(const TensorView& view) {
+  return (static_cast<int64_t>(view.bytes()) + kAlignment - 1) / kAlignment * kAlignment;
+}
 
 void UploadMeter::Add(int64_t bytes) {
   done_ += bytes;
@@ -70,14 +65,14 @@ void UploadMeter::Add(int64_t bytes) {
 int64_t DeviceWeights::CopiedBytes(const Weights& weights) {
   Weights views = ViewsOf(weights);
   int64_t bytes = 0;
-  for (const TensorView* view : AllViewsOf(views)) bytes += BytesOf(*view);
+  for (const TensorView* view : AllViewsOf(views)) bytes += static_cast<int64_t>(view->bytes());
   return bytes;
 }
 
 int64_t DeviceWeights::RoomBytes(const Weights& weights) {
   Weights views = ViewsOf(weights);
   int64_t room = 0;
-  for (const TensorView* view : AllViewsOf(views)) room += RoomOf(*view);
+  for (const TensorView* view : AllViewsOf(views)) room += DeviceRoomOf(*view);
   return room;
 }
 
@@ -90,14 +85,14 @@ absl::StatusOr<std::unique_ptr<const DeviceWeights>> DeviceWeights::Upload(kerne
   uint8_t* to = static_cast<uint8_t*>(out->buffer_.data());
   for (TensorView* view : AllViewsOf(out->weights_)) {
     const uint8_t* from = static_cast<const uint8_t*>(view->data);
-    const int64_t bytes = BytesOf(*view);
+    const int64_t bytes = static_cast<int64_t>(view->bytes());
     for (int64_t at = 0; at < bytes; at += kPieceBytes) {
       const int64_t piece = std::min(kPieceBytes, bytes - at);
       BATON_RETURN_IF_ERROR(device.CopyToDevice(to + at, from + at, static_cast<size_t>(piece)));
       meter.Add(piece);
     }
     view->data = to;
-    to += RoomOf(*view);
+    to += DeviceRoomOf(*view);
   }
   return out;
 }

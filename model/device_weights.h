@@ -14,6 +14,9 @@
 
 namespace baton::model {
 
+// What a view takes in a device's memory beside others.
+int64_t DeviceRoomOf(const kernels::TensorView& view);
+
 // Tells how far the copying is, a few hundred times at most.
 class UploadMeter {
  public:

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status_macros.h"
+#include "model/device_weights.h"
 #include "model/expert_prefetch.h"
 
 namespace baton::model {
@@ -14,17 +15,12 @@ namespace {
 
 using kernels::TensorView;
 
-constexpr int64_t kAlignment = 256;
 // What is copied at once: a millisecond of a link of 1 GB/s, so that a limit is kept evenly.
 constexpr int64_t kPieceBytes = int64_t{1} << 20;
 
 std::array<TensorView*, 6> ViewsOf(ExpertWeights& expert) {
   return {&expert.gate.w,    &expert.gate.scales, &expert.up.w,
           &expert.up.scales, &expert.down.w,      &expert.down.scales};
-}
-
-int64_t RoomOf(const TensorView& view) {
-  return (static_cast<int64_t>(view.bytes()) + kAlignment - 1) / kAlignment * kAlignment;
 }
 
 }  // namespace
@@ -46,7 +42,7 @@ int64_t ExpertPlaces::PlaceBytes(const ModelConfig& config, const Weights& weigh
     for (int32_t e = 0; e < config.routed_experts; ++e) {
       ExpertWeights expert = ExpertOf(config, weights, layer, e);
       int64_t bytes = 0;
-      for (const TensorView* view : ViewsOf(expert)) bytes += RoomOf(*view);
+      for (const TensorView* view : ViewsOf(expert)) bytes += DeviceRoomOf(*view);
       most = std::max(most, bytes);
     }
   }
@@ -116,7 +112,7 @@ ExpertWeights ExpertPlaces::At(size_t place, const Name& name) const {
   for (TensorView* view : ViewsOf(expert)) {
     if (view->absent()) continue;
     view->data = to;
-    to += RoomOf(*view);
+    to += DeviceRoomOf(*view);
   }
   return expert;
 }

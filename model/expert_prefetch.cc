@@ -18,11 +18,6 @@ using kernels::TensorView;
 constexpr int64_t kPieceBytes = int64_t{1} << 20;
 
 // Weights' rows follow each other without holes.
-int64_t BytesOf(const TensorView& view) {
-  if (view.absent()) return 0;
-  return view.elements() * static_cast<int64_t>(kernels::DTypeBytes(view.dtype));
-}
-
 // For kernels before 5.14, which cannot read pages in without touching them.
 void Touch(const char* begin, const char* end, uintptr_t page) {
   for (const char* at = begin; at < end; at += page) {
@@ -55,14 +50,14 @@ absl::Status ReadIn(const char* data, int64_t bytes) {
 }
 
 int64_t WeightBytes(const kernels::Weight& weight) {
-  return BytesOf(weight.w) + BytesOf(weight.scales);
+  return static_cast<int64_t>(weight.w.bytes() + weight.scales.bytes());
 }
 
 absl::Status Prefetch(const kernels::Weight& weight,
                       absl::FunctionRef<bool(int64_t bytes)> may_go_on) {
   for (const TensorView* view : {&weight.w, &weight.scales}) {
     const char* const data = static_cast<const char*>(view->data);
-    const int64_t bytes = BytesOf(*view);
+    const int64_t bytes = static_cast<int64_t>(view->bytes());
     for (int64_t at = 0; at < bytes; at += kPieceBytes) {
       const int64_t piece = std::min(kPieceBytes, bytes - at);
       if (!may_go_on(piece)) return absl::CancelledError("nobody waits for this copy any more");
