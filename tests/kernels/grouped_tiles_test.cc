@@ -45,20 +45,15 @@ void GroupedTilesTest::Check(const Groups& groups, DType act, DType weight, Epil
   for (int64_t r = 0; r < rows; ++r) index.push_back(static_cast<int32_t>(rows - 1 - r));
   const Owned group_offsets = Ints(offsets), row_index = Ints(index);
   const Owned x = Random(rng_, act, {rows, groups.k});
-  std::vector<OwnedWeight> owned;
-  for (size_t i = 0; i < groups.rows.size() * (pair ? 2 : 1); ++i) {
-    owned.push_back(RandomWeight(rng_, weight, groups.n, groups.k));
-  }
-  std::vector<Weight> w, w2;
-  for (size_t i = 0; i < owned.size(); ++i) {
-    (i < groups.rows.size() ? w : w2).push_back(owned[i].view());
-  }
+  const size_t count = groups.rows.size();
+  const OwnedWeights w = RandomWeights(rng_, weight, count, groups.n, groups.k);
+  const OwnedWeights w2 = RandomWeights(rng_, weight, pair ? count : 0, groups.n, groups.k);
   Owned expected(act, {rows, groups.n}), actual = expected;
   GroupedLinearArgs args{.x = x.view(),
                          .row_index = row_index.view(),
                          .offsets = group_offsets.view(),
-                         .w = w,
-                         .w2 = w2,
+                         .w = w.views,
+                         .w2 = w2.views,
                          .out = expected.view(),
                          .epilogue = epilogue};
   EXPECT_OK(GroupedLinear(*reference_, args));
@@ -73,8 +68,8 @@ void GroupedTilesTest::Check(const Groups& groups, DType act, DType weight, Epil
     const Owned one = Rows(x, rows - 1 - r, rows - r);
     Owned single(act, {1, groups.n});
     EXPECT_OK(Linear(*device_, {.x = one.view(),
-                                .w = w[g],
-                                .w2 = pair ? w2[g] : Weight{},
+                                .w = w.views[g],
+                                .w2 = pair ? w2.views[g] : Weight{},
                                 .out = single.view(),
                                 .epilogue = epilogue}));
     EXPECT_EQ(single.bytes(), RowBytes(actual, r)) << "group " << g;

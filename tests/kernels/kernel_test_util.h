@@ -124,6 +124,18 @@ inline OwnedWeight RandomWeight(Rng& rng, DType dtype, int64_t n, int64_t k) {
   return weight;
 }
 
+// One weight for each group of GroupedLinear.
+struct OwnedWeights {
+  std::vector<OwnedWeight> owned;
+  std::vector<Weight> views;
+};
+inline OwnedWeights RandomWeights(Rng& rng, DType dtype, size_t groups, int64_t n, int64_t k) {
+  OwnedWeights weights;
+  for (size_t g = 0; g < groups; ++g) weights.owned.push_back(RandomWeight(rng, dtype, n, k));
+  for (const OwnedWeight& weight : weights.owned) weights.views.push_back(weight.view());
+  return weights;
+}
+
 inline std::unique_ptr<Device> MakeDevice(BackendKind backend, int threads = 1,
                                           IsaLevel isa = IsaLevel::kAvx512Bf16) {
   auto device = CreateDevice({.backend = backend, .threads = threads, .max_isa = isa});

@@ -102,15 +102,13 @@ TEST_P(LinearAlignedTest, GroupsMatchReferenceAndTheDenseOp) {
     if (!Takes(i)) continue;
     SCOPED_TRACE(DTypeName(WeightType(i)));
     const Owned x = Random(rng_, DType::kBF16, {tokens, k});
-    std::vector<OwnedWeight> owned;
-    std::vector<Weight> w, w2;
-    for (int e = 0; e < 10; ++e) owned.push_back(RandomWeight(rng_, WeightType(i), n, k));
-    for (size_t e = 0; e < 10; ++e) (e < 5 ? w : w2).push_back(owned[e].view());
+    const OwnedWeights w = RandomWeights(rng_, WeightType(i), 5, n, k);
+    const OwnedWeights w2 = RandomWeights(rng_, WeightType(i), 5, n, k);
     Owned expected = Random(rng_, DType::kBF16, {rows, n}), actual = expected;
     const Owned before = expected;
     GroupedLinearArgs args{.x = x.view(), .row_index = row_index.view(), .offsets = offsets.view()};
-    args.w = w;
-    args.w2 = w2;
+    args.w = w.views;
+    args.w2 = w2.views;
     args.epilogue = Epilogue::kSiluMul;
     args.out = expected.view();
     EXPECT_OK(GroupedLinear(*reference_, args));
@@ -121,8 +119,8 @@ TEST_P(LinearAlignedTest, GroupsMatchReferenceAndTheDenseOp) {
     Owned single(DType::kBF16, {1, n});
     const Owned x0 = Rows(x, index[20], index[20] + 1);
     EXPECT_OK(Linear(*device_, {.x = x0.view(),
-                                .w = w[3],
-                                .w2 = w2[3],
+                                .w = w.views[3],
+                                .w2 = w2.views[3],
                                 .out = single.view(),
                                 .epilogue = Epilogue::kSiluMul}));
     EXPECT_EQ(single.bytes(), RowBytes(actual, 20));

@@ -188,16 +188,14 @@ TEST_P(LinearFp8Test, GroupsMatchReferenceAndTheDenseOp) {
       TensorView::Contiguous(records.as<uint8_t>() + scales_at, DType::kF32, {tokens, 3});
   scales.strides[0] = record / 4;
 
-  std::vector<OwnedWeight> owned;
-  std::vector<Weight> w, w2;
-  for (int e = 0; e < 10; ++e) owned.push_back(RandomWeight(rng_, DType::kF8E4M3, n, k));
-  for (size_t e = 0; e < 10; ++e) (e < 5 ? w : w2).push_back(owned[e].view());
+  const OwnedWeights w = RandomWeights(rng_, DType::kF8E4M3, 5, n, k);
+  const OwnedWeights w2 = RandomWeights(rng_, DType::kF8E4M3, 5, n, k);
   Owned expected = Random(rng_, DType::kBF16, {rows, n}), actual = expected;
   const Owned before = expected;
   GroupedLinearArgs args{
       .x = codes, .x_scales = scales, .row_index = row_index.view(), .offsets = offsets.view()};
-  args.w = w;
-  args.w2 = w2;
+  args.w = w.views;
+  args.w2 = w2.views;
   args.epilogue = Epilogue::kSiluMul;
   args.out = expected.view();
   EXPECT_OK(GroupedLinear(*reference_, args));
@@ -210,8 +208,8 @@ TEST_P(LinearFp8Test, GroupsMatchReferenceAndTheDenseOp) {
   Owned single(DType::kBF16, {1, n});
   EXPECT_OK(Linear(*device_, {.x = x0.codes.view(),
                               .x_scales = x0.scales.view(),
-                              .w = w[3],
-                              .w2 = w2[3],
+                              .w = w.views[3],
+                              .w2 = w2.views[3],
                               .out = single.view(),
                               .epilogue = Epilogue::kSiluMul}));
   EXPECT_EQ(single.bytes(), RowBytes(actual, 20));
@@ -229,17 +227,12 @@ TEST_P(LinearFp8Test, GroupsOfEverySizeMatchReference) {
     for (const int32_t count : groups) ends.push_back(ends.back() + count);
     const Owned offsets = Ints(ends);
     const Codes x = RandomCodes(rows, k);
-    std::vector<OwnedWeight> owned;
-    std::vector<Weight> w;
-    for (size_t i = 0; i < groups.size(); ++i) {
-      owned.push_back(RandomWeight(rng_, DType::kF8E4M3, n, k));
-    }
-    for (const OwnedWeight& weight : owned) w.push_back(weight.view());
+    const OwnedWeights w = RandomWeights(rng_, DType::kF8E4M3, groups.size(), n, k);
     Owned expected(DType::kF32, {rows, n}), actual = expected;
     GroupedLinearArgs args{.x = x.codes.view(),
                            .x_scales = x.scales.view(),
                            .offsets = offsets.view(),
-                           .w = w,
+                           .w = w.views,
                            .out = expected.view()};
     EXPECT_OK(GroupedLinear(*reference_, args));
     args.out = actual.view();

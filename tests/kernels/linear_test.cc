@@ -240,22 +240,14 @@ TEST_P(GroupedLinearTest, MatchesReferenceAndLeavesRowsBehindTheLastOffset) {
   for (DType act : {DType::kF32, DType::kBF16}) {
     for (DType weight : {DType::kBF16, DType::kF8E4M3}) {
       const Owned x = Random(rng_, act, {tokens, k});
-      std::vector<OwnedWeight> owned, owned2;
-      std::vector<Weight> w, w2;
-      for (int e = 0; e < 5; ++e) {
-        owned.push_back(RandomWeight(rng_, weight, n, k));
-        owned2.push_back(RandomWeight(rng_, weight, n, k));
-      }
-      for (int e = 0; e < 5; ++e) {
-        w.push_back(owned[static_cast<size_t>(e)].view());
-        w2.push_back(owned2[static_cast<size_t>(e)].view());
-      }
+      const OwnedWeights w = RandomWeights(rng_, weight, 5, n, k);
+      const OwnedWeights w2 = RandomWeights(rng_, weight, 5, n, k);
       Owned expected = Random(rng_, act, {rows, n}), actual = expected;
       const Owned before = expected;
       GroupedLinearArgs args{
           .x = x.view(), .row_index = row_index.view(), .offsets = offsets.view()};
-      args.w = w;
-      args.w2 = w2;
+      args.w = w.views;
+      args.w2 = w2.views;
       args.epilogue = Epilogue::kSiluMul;
       args.out = expected.view();
       EXPECT_OK(GroupedLinear(*reference_, args));
@@ -268,8 +260,8 @@ TEST_P(GroupedLinearTest, MatchesReferenceAndLeavesRowsBehindTheLastOffset) {
       Owned single(act, {1, n});
       const Owned x0 = Rows(x, index[3], index[3] + 1);
       EXPECT_OK(Linear(*device_, {.x = x0.view(),
-                                  .w = w[2],
-                                  .w2 = w2[2],
+                                  .w = w.views[2],
+                                  .w2 = w2.views[2],
                                   .out = single.view(),
                                   .epilogue = Epilogue::kSiluMul}));
       EXPECT_EQ(single.bytes(), RowBytes(actual, 3));
