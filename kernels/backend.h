@@ -166,6 +166,10 @@ absl::StatusOr<std::unique_ptr<Device>> CreateDevice(const DeviceOptions& option
 // (kernels/CMakeLists.txt): the backend, or cuda_absent.cc.
 absl::StatusOr<std::unique_ptr<Device>> CreateCudaDevice(const DeviceOptions& options);
 
+// Bytes of memory of the GPU with the least, of those that this process sees; FAILED_PRECONDITION
+// where there is none. Defined where CreateCudaDevice is.
+absl::StatusOr<int64_t> GpuMemoryBytes();
+
 // The backends of this program, for people: "cpu, reference, cuda (sm_89, sm_90a; CUDA 13.0)".
 std::string BackendsText();
 // BackendsText's part for kCuda, empty without the backend; defined where CreateCudaDevice is.

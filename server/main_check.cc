@@ -104,6 +104,12 @@ void PlanRole(const Config& config, RunnerRole role, const model::LoadedModel& m
     Line(out, "  " + name + " GPU",
          BytesText(plan.device_bytes()) + ": of it " + BytesText(plan.device_weight_bytes) +
              " weights" + (ranks == 1 ? "" : ", the most that a rank holds"));
+    const absl::StatusOr<int64_t> gpu_bytes = kernels::GpuMemoryBytes();  // without one, told below
+    if (gpu_bytes.ok() && plan.device_bytes() > *gpu_bytes) {
+      problems.Add(name + ".memory_mb: a rank needs " + BytesText(plan.device_bytes()) +
+                   ", its GPU has " + BytesText(*gpu_bytes) +
+                   "; set it to 0, which takes what is " + "left, or raise " + name + ".ranks");
+    }
   }
   if (role == RunnerRole::kDecode && tokens <= config.decode().reserve_output_tokens()) {
     problems.Add(

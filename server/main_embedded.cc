@@ -46,6 +46,10 @@ class RankMaker {
     BATON_ASSIGN_OR_RETURN(plan_, PlanGpus(config_, transport::CountGpus()));
     BATON_ASSIGN_OR_RETURN(const std::string carrier, CarrierOf(config_, plan_));
     config_.mutable_handoff()->set_transport(carrier);
+    if (!plan_.apart) {  // prefill and decode share a GPU
+      v1::Cuda& cuda = *config_.mutable_kernels()->mutable_cuda();
+      cuda.set_memory_fraction(cuda.memory_fraction() / 2);
+    }
     return absl::OkStatus();
   }
 

@@ -23,6 +23,9 @@ namespace baton::server {
 namespace {
 
 constexpr int64_t kMiB = int64_t{1} << 20;
+// Of a rank on a CPU, where memory_mb is 0.
+constexpr int64_t kPrefillBytes = 512 * kMiB;
+constexpr int64_t kDecodeBytes = 1024 * kMiB;
 
 // The schema allows exactly these texts.
 kernels::BackendKind BackendOf(const std::string& text) {
@@ -128,6 +131,44 @@ int32_t ThreadsOfRank(const Config& config, RunnerRole role) {
   return std::max(1, AllowedCpuCount() / ranks);
 }
 
+// What kernels.cuda.memory_fraction leaves of a GPU of `gpu_bytes`. The placement of experts and
+// everything else that weights depend on is in `options`.
+absl::StatusOr<int64_t> GpuBudget(const Config& config, RunnerRole role,
+                                  const model::LoadedModel& model, model::RunnerOptions options,
+                                  int64_t gpu_bytes) {
+  const bool prefill = role == RunnerRole::kPrefill;
+  const double fraction = config.kernels().cuda().memory_fraction();
+  const auto allowed = static_cast<int64_t>(fraction * static_cast<double>(gpu_bytes));
+  const int64_t staging =
+      (prefill ? config.prefill().staging_mb() : config.handoff().nccl().staging_mb()) * kMiB;
+  options.total_pages = 1;
+  const model::MemoryPlan plan = model::PlanMemory(model, options);
+  const int64_t left = allowed - plan.device_weight_bytes - options.device.working_bytes - staging;
+  if (left >= plan.private_bytes()) return left;
+  return absl::InvalidArgumentError(absl::StrCat(
+      "kernels.cuda.memory_fraction: ", fraction, " of the GPU's ", BytesText(gpu_bytes), ", ",
+      BytesText(allowed), ", do not hold what a rank of ", RoleName(role),
+      " needs: ", BytesText(plan.device_weight_bytes), " weights, ",
+      BytesText(options.device.working_bytes + staging), " working memory and staging, ",
+      BytesText(plan.private_bytes()), " scratch memory and one KV page; raise it, raise ",
+      RoleName(role), ".ranks, or use GPUs with more memory"));
+}
+
+// What a rank may take for KV pages and scratch memory.
+absl::StatusOr<int64_t> BudgetOf(const Config& config, RunnerRole role,
+                                 const model::LoadedModel& model,
+                                 const model::RunnerOptions& options) {
+  const bool prefill = role == RunnerRole::kPrefill;
+  const int64_t memory_mb = prefill ? config.prefill().memory_mb() : config.decode().memory_mb();
+  if (memory_mb > 0) return memory_mb * kMiB;
+  if (options.device.backend == kernels::BackendKind::kCuda) {
+    const absl::StatusOr<int64_t> gpu_bytes = kernels::GpuMemoryBytes();
+    if (gpu_bytes.ok()) return GpuBudget(config, role, model, options, *gpu_bytes);
+    // Whoever makes the device is told why there is none; whoever only plans gets a plan.
+  }
+  return prefill ? kPrefillBytes : kDecodeBytes;
+}
+
 }  // namespace
 
 const char* RoleName(RunnerRole role) {
@@ -177,15 +218,14 @@ absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, Runn
   options.total_pages = prefill ? config.prefill().pages() : config.decode().pages();
   if (options.total_pages > 0) return options;
 
-  const int64_t memory_mb = prefill ? config.prefill().memory_mb() : config.decode().memory_mb();
-  options.total_pages = model::PagesThatFit(model, options, memory_mb * kMiB);
+  BATON_ASSIGN_OR_RETURN(const int64_t budget, BudgetOf(config, role, model, options));
+  options.total_pages = model::PagesThatFit(model, options, budget);
   if (options.total_pages > 0) return options;
   options.total_pages = 1;
   const int64_t least = model::PlanMemory(model, options).private_bytes() / kMiB + 1;
-  return absl::InvalidArgumentError(
-      std::string(RoleName(role)) + ".memory_mb: " + std::to_string(memory_mb) +
-      " MiB do not hold the scratch memory and one KV page; set it to " + std::to_string(least) +
-      " or more");
+  return absl::InvalidArgumentError(absl::StrCat(
+      RoleName(role), ".memory_mb: ", budget / kMiB,
+      " MiB do not hold the scratch memory and one KV page; set it to ", least, " or more"));
 }
 
 ModelDescription DescribeModel(const Config& config, const model::ModelManifest& manifest) {

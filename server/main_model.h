@@ -26,9 +26,9 @@ bool RanksAreProcesses(const Config& config, RunnerRole role);
 
 // The runner of one rank of a role, as prefill.* or decode.*, model.*, kernels.* and group.* say,
 // but for the group's collectives: until it has them, of several ranks, it is only a plan.
-// `total_pages` is the configured number, or what memory_mb holds beside the scratch memory: the
-// same on all ranks. INVALID_ARGUMENT, with the fix, when that is not one page, or when the model
-// cannot be split so.
+// `total_pages` is the configured number, or what memory_mb or a GPU holds beside the scratch
+// memory: the same on all ranks, if their GPUs have the same memory. INVALID_ARGUMENT, with the
+// fix, when that is not one page, or when the model cannot be split so.
 absl::StatusOr<model::RunnerOptions> RunnerOptionsFor(const Config& config, RunnerRole role,
                                                       const model::LoadedModel& model);
 

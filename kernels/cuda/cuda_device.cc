@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -32,7 +33,10 @@ absl::StatusOr<DeviceBuffer> Allocate(Device& device, size_t bytes) {
     (void)cudaMemGetInfo(&free, &total);
     return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", bytes, " bytes on GPU ",
                                                      CudaState::Of(device).gpu(), ": ", free,
-                                                     " of ", total, " are free"));
+                                                     " of ", total,
+                                                     " are free; lower "
+                                                     "kernels.cuda.memory_fraction or memory_mb, "
+                                                     "or end what else is on that GPU"));
   }
   BATON_RETURN_IF_ERROR(CudaStatus(error, "cudaMalloc"));
   return DeviceBuffer(data, bytes, [](void* p) { (void)cudaFree(p); });
@@ -105,6 +109,18 @@ absl::Status CheckDriver() {
   return absl::OkStatus();
 }
 
+// > 0.
+absl::StatusOr<int> CountGpus() {
+  BATON_RETURN_IF_ERROR(CheckDriver());
+  int count = 0;
+  const cudaError_t counted = cudaGetDeviceCount(&count);
+  if (counted == cudaSuccess && count > 0) return count;
+  (void)cudaGetLastError();
+  return NoGpu(absl::StrCat("no GPU can be used: ", counted == cudaSuccess
+                                                        ? "CUDA sees none"
+                                                        : cudaGetErrorString(counted)));
+}
+
 // "89" is code for 8.9 and what comes behind it in 8; "90a" for 9.0 alone.
 bool HasCodeFor(const std::vector<std::string>& architectures, int capability) {
   return std::any_of(architectures.begin(), architectures.end(), [&](const std::string& name) {
@@ -136,15 +152,7 @@ absl::Status CudaStatus(cudaError_t error, const char* what) {
 }
 
 absl::StatusOr<std::unique_ptr<CudaState>> CudaState::Create(const DeviceOptions& options) {
-  BATON_RETURN_IF_ERROR(CheckDriver());
-  int count = 0;
-  const cudaError_t counted = cudaGetDeviceCount(&count);
-  if (counted != cudaSuccess || count == 0) {
-    (void)cudaGetLastError();
-    return NoGpu(absl::StrCat("no GPU can be used: ", counted == cudaSuccess
-                                                          ? "CUDA sees none"
-                                                          : cudaGetErrorString(counted)));
-  }
+  BATON_ASSIGN_OR_RETURN(const int count, CountGpus());
   if (options.gpu < 0 || options.gpu >= count) {
     return absl::InvalidArgumentError(
         absl::StrCat("gpu is ", options.gpu, ", expected 0 to ", count - 1));
@@ -260,6 +268,18 @@ absl::StatusOr<std::unique_ptr<Device>> CreateCudaDevice(const DeviceOptions& op
   return std::make_unique<Device>(BackendKind::kCuda, IsaLevel::kPortable, cuda::CudaOps(),
                                   ThreadPoolOptions{.threads = 1, .pin = false},
                                   options.min_parallel_work, std::move(state));
+}
+
+absl::StatusOr<int64_t> GpuMemoryBytes() {
+  BATON_ASSIGN_OR_RETURN(const int count, cuda::CountGpus());
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int gpu = 0; gpu < count; ++gpu) {
+    cudaDeviceProp properties;
+    BATON_RETURN_IF_ERROR(
+        cuda::CudaStatus(cudaGetDeviceProperties(&properties, gpu), "cudaGetDeviceProperties"));
+    least = std::min(least, static_cast<int64_t>(properties.totalGlobalMem));
+  }
+  return least;
 }
 
 std::string CudaText() {

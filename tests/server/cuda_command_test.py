@@ -105,6 +105,16 @@ class Serving(unittest.TestCase):
         self.serve()
         self.expect_the_tokens_of_the_cpu()
 
+    @unittest.skipIf(GPU == "gpu", "the machine may have more memory")
+    def test_a_plan_is_compared_with_the_gpu(self):
+        code, out, err = baton("check", "--device=cuda", f"--model={MODEL}", "--decode.memory_mb=4096")
+        self.assertEqual(code, 1, err)
+        self.assertRegex(err, r"1 problem:\n  - decode\.memory_mb: a rank needs 4\.0 GiB, its GPU has 2\.0 GiB; "
+                              r"set it to 0, which takes what is left, or raise decode\.ranks\n")  # fmt: skip
+        code, out, err = baton("check", "--device=cuda", f"--model={MODEL}")
+        self.assertEqual((code, err), (0, ""))
+        self.assertRegex(out, r"(?m)^  decode GPU +1\.\d GiB: of it 14\.3 MiB weights$")
+
     @unittest.skipIf(GPU == "gpu", "the machine may have fewer GPUs")
     def test_ranks_on_gpus_of_their_own(self):
         self.serve("--prefill.ranks=2", "--decode.ranks=2", "--decode.redundant_experts=4", "--group.timeout_ms=60000",

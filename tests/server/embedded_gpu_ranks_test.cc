@@ -8,12 +8,14 @@
 #include <string>
 #include <vector>
 
+#include "server/main_model.h"
 #include "tests/server/embedded_server.h"
 #include "tests/simt/options.h"
 
 namespace baton::server {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using Ints = std::vector<int>;
@@ -118,6 +120,49 @@ TEST(EmbeddedGpuRanksRoom, GroupsAndHandOffsNeedNoMoreThanTheySay) {
     EXPECT_TRUE(server.Drain());
   }
   EXPECT_FALSE(simt::TakeFault().has_value());
+}
+
+// Without memory_mb: beside weights, working memory and staging, and no more than the fraction.
+TEST(EmbeddedGpuMemory, PagesAreWhatTheGpusHaveLeft) {
+  const ModelFolder model("tests/data/models/bf16-lora-yarn");
+  constexpr double kFraction = 0.75;
+  Config config = ConfigFor(model.path(), {});
+  config.mutable_kernels()->mutable_cuda()->set_memory_fraction(kFraction);
+  config.mutable_prefill()->set_pages(0);
+  config.mutable_decode()->set_pages(0);
+  for (const int gpus : {1, 2}) {
+    SCOPED_TRACE(gpus);
+    const simt::ScopedOptions options({.devices = gpus});
+    const double allowed = kFraction * static_cast<double>(simt::GetOptions().device_bytes);
+    Server server(config);
+    for (int gpu = 0; gpu < gpus; ++gpu) {
+      const auto used = static_cast<double>(simt::AllocatedBytes(gpu));
+      EXPECT_LE(used, allowed);
+      // What is not taken yet: working memory and staging of the roles that are here.
+      const double kept = (512 + 16) * (gpus == 1 ? 2 : 1) * 1048576.0;
+      EXPECT_GE(used + kept, 0.98 * allowed);
+    }
+    EXPECT_TRUE(server.Drain());
+  }
+}
+
+TEST(EmbeddedGpuMemory, AGpuThatIsTooSmallIsToldWithTheSum) {
+  const simt::ScopedOptions options({.device_bytes = size_t{512} << 20});
+  const ModelFolder model("tests/data/models/bf16-lora-yarn");
+  Config config = ConfigFor(model.path(), {});
+  const auto loaded = model::LoadModel(model.path()).value();
+  EXPECT_TRUE(RunnerOptionsFor(config, RunnerRole::kDecode, *loaded).ok());  // told the pages
+  config.mutable_decode()->set_pages(0);
+  const absl::Status status = RunnerOptionsFor(config, RunnerRole::kDecode, *loaded).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status));
+  EXPECT_THAT(
+      std::string(status.message()),
+      AllOf(HasSubstr("kernels.cuda.memory_fraction: 0.9 of the GPU's 512.0 MiB, 460.8 MiB, "
+                      "do not hold what a rank of decode needs"),
+            HasSubstr("528.0 MiB working memory and staging"),
+            HasSubstr("raise it, raise decode.ranks, or use GPUs with more memory")));
+  config.mutable_decode()->set_memory_mb(64);
+  EXPECT_GT(RunnerOptionsFor(config, RunnerRole::kDecode, *loaded)->total_pages, 0);
 }
 
 TEST(GpuPlan, EachRankHasAGpuOrAnErrorSaysHowManyThereAre) {

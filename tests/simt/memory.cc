@@ -10,6 +10,8 @@
 #include <mutex>
 #include <sstream>
 
+#include "tests/simt/options.h"
+
 namespace baton::simt {
 namespace {
 
@@ -176,5 +178,7 @@ void Memory::ClearWordTable() {
   if (state_->words != nullptr)
     madvise(state_->words, kBytes / 4 * sizeof(uint32_t), MADV_DONTNEED);
 }
+
+size_t AllocatedBytes(int device) { return Memory::Get().allocated_bytes(device); }
 
 }  // namespace baton::simt

@@ -39,12 +39,12 @@ struct Options {
   // these to end, in any order. 0: all do.
   std::array<int, 8> nccl_room = {};
   // Bytes of memory of a device.
-  size_t device_bytes = size_t{8} << 30;
+  size_t device_bytes = size_t{2} << 30;
   // Whether they say that they can reach each other's memory.
   bool peer_access = true;
 };
 
-// For what is launched from now on; no kernel may be running. `devices` counts at the first use.
+// For what is launched from now on; no kernel may be running.
 void SetOptions(const Options& options);
 Options GetOptions();
 
@@ -56,6 +56,9 @@ std::optional<Fault> TakeFault();
 // How often the host has given a stream something to do so far: launches, copies, graphs, NCCL's
 // calls. What a graph holds counts as one.
 uint64_t LaunchCount();
+
+// Bytes of a device's memory that are taken.
+size_t AllocatedBytes(int device);
 
 // Sets options for its lifetime.
 class ScopedOptions {

@@ -114,9 +114,10 @@ cudaError_t Runtime::Misuse(const std::string& what, cudaError_t error) {
 
 // --- streams
 
+// Also those of devices that have come with newer options.
 void Runtime::StartThreads() {
-  if (std::exchange(started_, true)) return;
-  for (int device = 0; device < options_.devices; ++device) {
+  for (int device = static_cast<int>(default_streams_.size()); device < options_.devices;
+       ++device) {
     auto stream = std::make_shared<Stream>();
     stream->number = static_cast<int>(next_handle_++);
     stream->device = device;
@@ -124,6 +125,7 @@ void Runtime::StartThreads() {
     streams_[reinterpret_cast<cudaStream_t>(static_cast<uintptr_t>(stream->number))] = stream;
     std::thread([this, device] { RunDevice(device); }).detach();
   }
+  if (std::exchange(started_, true)) return;
   for (int i = 0; i < kHelpers; ++i) std::thread([this] { RunWorker(); }).detach();
 }
 
