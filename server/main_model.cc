@@ -235,8 +235,11 @@ ModelDescription DescribeModel(const Config& config, const model::ModelManifest&
 ModelDescription DescribeModel(const Config& config, const model::LoadedModel& model) {
   ModelDescription description = Describe(config, model.directory, model.config, model.generation);
   description.hash = model.hash;
-  // Bits of a request depend on it, so whoever shares one must have it alike.
-  if (config.kernels().fp8_activations()) description.hash += "+fp8_activations";
+  // Where weights are FP8, bits of a request depend on it: whoever shares one must have it alike.
+  if (config.kernels().fp8_activations() &&
+      model.config.weight_format == model::WeightFormat::kFp8Block) {
+    description.hash += "+fp8_activations";
+  }
   description.kv_format = config.model().kv_format();
   return description;
 }

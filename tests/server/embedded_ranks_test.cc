@@ -152,6 +152,20 @@ TEST(EmbeddedRanksRows, InFp8GiveTheSameTokensOnAnyNumberOfRanks) {
   EXPECT_NE(tokens_of(1, false, "activations"), alone);
 }
 
+// Whoever shares a request compares it, so it says what bits depend on, and nothing else.
+TEST(EmbeddedRanksRows, InFp8AreInTheModelsHashWhereTheyCount) {
+  const auto hash_of = [](const char* name, bool fp8_activations) {
+    const ModelFolder model(name);
+    Config config = ConfigFor(model.path(), {});
+    config.mutable_kernels()->set_fp8_activations(fp8_activations);
+    return LoadModelFiles(config).value().description.hash;
+  };
+  EXPECT_NE(hash_of("tests/data/models/fp8-ragged-yarn", true),
+            hash_of("tests/data/models/fp8-ragged-yarn", false));
+  EXPECT_EQ(hash_of("tests/data/models/bf16-lora-yarn", true),
+            hash_of("tests/data/models/bf16-lora-yarn", false));
+}
+
 TEST(EmbeddedRanksFailure, ABrokenGroupShowsAndEndsAtOnce) {
   const ModelFolder model("tests/data/models/bf16-lora-yarn");
   Server server(ConfigFor(model.path(), {2, 4}));
