@@ -72,6 +72,7 @@ set(BATON_CUDA_KERNELS
     ${CMAKE_SOURCE_DIR}/kernels/cuda/moe_permute.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/pad_rows.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/pages.cu
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/place_scales.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/quantize_fp8.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/rms_norm.cu
     ${CMAKE_SOURCE_DIR}/kernels/cuda/sum_terms.cu
@@ -80,6 +81,7 @@ set(BATON_CUDA_KERNELS
 # Its host side.
 set(BATON_CUDA_HOST
     ${CMAKE_SOURCE_DIR}/kernels/cuda/cublaslt_gemm.cc
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/cublaslt_plan.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_device.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_queue.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_attention.cc

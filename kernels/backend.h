@@ -38,8 +38,8 @@ const char* IsaName(IsaLevel isa);
 // The highest level that this machine runs.
 IsaLevel DetectIsa();
 
-// What computes dense products of BF16 weights on the cuda backend (docs/kernels/cuda.md,
-// "cuBLASLt").
+// What computes dense products on the cuda backend: those of BF16 weights, and on Hopper those of
+// rows in E4M3 (docs/kernels/cuda.md, "cuBLASLt").
 enum class DenseGemm : uint8_t { kOwn, kCublasLt };
 
 struct DeviceOptions {

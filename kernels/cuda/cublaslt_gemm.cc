@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -11,50 +12,32 @@
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/pad_rows.h"
+#include "kernels/cuda/place_scales.h"
 
 namespace baton::kernels::cuda {
 namespace {
 
 constexpr int64_t kBlockRows = 128;
 constexpr int64_t kLeastRows = 16;
-// Of the small product that others are compared with.
-constexpr int64_t kSampleRows = kLeastRows;
-constexpr int64_t kSampleColumns = 8;
+constexpr int64_t kScaleBlock = 128;  // rows of a weight and columns that a scale is for
+// Of E4M3 weights, columns of a call are a multiple of this: outputs of any type then begin at
+// multiples of 16 bytes, which the library wants of these products.
+constexpr int64_t kCodeColumns = 16;
+constexpr int64_t kSampleRows = CublasLtPlan::kSampleRows;
+constexpr int64_t kSampleColumns = CublasLtPlan::kSampleColumns;
 constexpr size_t kSamples = 3;  // the first columns, some in the middle, the last
 constexpr char kSampling[] = "samples of a product";
-// Of the product that the library is asked for an algorithm for: a chunk of a prompt, a wide
-// matrix.
-constexpr int64_t kPlanRows = 512;
-constexpr int64_t kPlanColumns = 4096;
-constexpr int kMostCandidates = 64;
+constexpr char kCopying[] = "rows of a product";
 constexpr uint32_t kAlignment = 16;
 
-constexpr char kSwitch[] = "set kernels.cuda.dense_gemm to own";
+bool Aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % kAlignment == 0; }
 
-absl::Status LtStatus(cublasStatus_t status, const char* what) {
-  if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(what, ": ", cublasLtGetStatusString(status)));
+bool RowsAligned(const TensorView& view) {
+  return Aligned(view.data) &&
+         static_cast<size_t>(view.strides[0]) * DTypeBytes(view.dtype) % kAlignment == 0;
 }
 
-// Column-major, as the library counts: a tensor's columns are its rows.
-class Layout {
- public:
-  Layout(cudaDataType type, int64_t columns, int64_t rows, int64_t stride)
-      : status_(cublasLtMatrixLayoutCreate(&layout_, type, static_cast<uint64_t>(columns),
-                                           static_cast<uint64_t>(rows), stride)) {}
-  ~Layout() {
-    if (layout_ != nullptr) (void)cublasLtMatrixLayoutDestroy(layout_);
-  }
-  Layout(const Layout&) = delete;
-  cublasLtMatrixLayout_t get() const { return layout_; }
-  cublasStatus_t status() const { return status_; }
-
- private:
-  cublasLtMatrixLayout_t layout_ = nullptr;
-  cublasStatus_t status_;
-};
-
-bool Aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % kAlignment == 0; }
+int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // The number of rows that the library sees; `rows` is a multiple of kBlockRows or less than it.
 int64_t PaddedRows(int64_t rows) {
@@ -63,214 +46,173 @@ int64_t PaddedRows(int64_t rows) {
   return std::max(padded, rows);
 }
 
-template <typename T>
-T AlgorithmHas(const cublasLtMatmulAlgo_t& algorithm, cublasLtMatmulAlgoConfigAttributes_t what) {
-  T value{};
-  size_t written = 0;
-  const cublasStatus_t status =
-      cublasLtMatmulAlgoConfigGetAttribute(&algorithm, what, &value, sizeof(value), &written);
-  // An attribute that an algorithm does not have counts as its default, none.
-  return status == CUBLAS_STATUS_SUCCESS ? value : T{};
-}
-
-// K is not shared out, by any means.
-bool IsOneChain(const cublasLtMatmulHeuristicResult_t& result) {
-  return result.state == CUBLAS_STATUS_SUCCESS && result.workspaceSize == 0 &&
-         AlgorithmHas<int32_t>(result.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) <= 1 &&
-         AlgorithmHas<uint32_t>(result.algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME) ==
-             CUBLASLT_REDUCTION_SCHEME_NONE;
-}
-
-}  // namespace
-
-struct CublasLtGemm::Product {
-  int64_t rows = 0, columns = 0, k = 0;
-  const char* x = nullptr;  // BF16 [rows, k]
-  int64_t x_stride = 0;
-  const char* w = nullptr;  // BF16 [columns, k]
-  int64_t w_stride = 0;
-  char* out = nullptr;  // [rows, columns]
-  int64_t out_stride = 0;
-  bool bf16 = false;  // out, else F32
-  bool add = false;   // out += x w^T
-
-  cudaDataType type() const { return bf16 ? CUDA_R_16BF : CUDA_R_32F; }
-  int64_t out_bytes() const { return bf16 ? 2 : 4; }  // of an element
+// Rows of `bytes` bytes: a multiple of 4, or of 2 where `unit` is.
+struct RowCopy {
+  const void* from = nullptr;
+  int64_t from_stride = 0;  // elements of `unit` bytes, as all below
+  void* to = nullptr;
+  int64_t to_stride = 0;
+  int64_t rows = 0, padded_rows = 0;
+  int64_t columns = 0;
+  int64_t unit = 4;
 };
 
-absl::StatusOr<std::unique_ptr<CublasLtGemm>> CublasLtGemm::Create() {
-  BATON_RETURN_IF_ERROR(LoadCublasLt());
-  std::unique_ptr<CublasLtGemm> gemm(new CublasLtGemm);
-  BATON_RETURN_IF_ERROR(LtStatus(cublasLtCreate(&gemm->library_), "cublasLtCreate"));
-  return gemm;
-}
-
-CublasLtGemm::~CublasLtGemm() {
-  for (auto& [key, plan] : plans_) {
-    if (plan.operation != nullptr) (void)cublasLtMatmulDescDestroy(plan.operation);
-  }
-  if (library_ != nullptr) (void)cublasLtDestroy(library_);
-}
-
-bool CublasLtGemm::Takes(const LinearArgs& args) {
-  return args.epilogue != Epilogue::kSiluMul && args.x.dtype == DType::kBF16 &&
-         args.w.w.dtype == DType::kBF16 && args.x.dim(1) % 8 == 0 && args.x.strides[0] % 8 == 0 &&
-         args.w.w.strides[0] % 8 == 0 && Aligned(args.x.data) && Aligned(args.w.w.data);
-}
-
-absl::Status CublasLtGemm::Check(const Plan& plan, const Product& product) const {
-  const Layout w(CUDA_R_16BF, product.k, product.columns, product.w_stride);
-  const Layout x(CUDA_R_16BF, product.k, product.rows, product.x_stride);
-  const Layout out(product.type(), product.columns, product.rows, product.out_stride);
-  cublasLtMatmulHeuristicResult_t result = {};
-  const cublasStatus_t status = cublasLtMatmulAlgoCheck(
-      library_, plan.operation, w.get(), x.get(), out.get(), out.get(), &plan.algorithm, &result);
-  if (status == CUBLAS_STATUS_SUCCESS && result.workspaceSize == 0) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat(
-      "cuBLASLt's algorithm does not take ", product.rows, " rows of ", product.k, " for ",
-      product.columns, " columns (", cublasLtGetStatusString(status), "); ", kSwitch));
-}
-
-absl::Status CublasLtGemm::Choose(const LinearArgs& args, Plan& plan) {
-  const cublasOperation_t transposed = CUBLAS_OP_T;
-  BATON_RETURN_IF_ERROR(
-      LtStatus(cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F),
-               "cublasLtMatmulDescCreate"));
-  BATON_RETURN_IF_ERROR(
-      LtStatus(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA,
-                                              &transposed, sizeof(transposed)),
-               "cublasLtMatmulDescSetAttribute"));
-  cublasLtMatmulPreference_t preference = nullptr;
-  BATON_RETURN_IF_ERROR(
-      LtStatus(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate"));
-  const std::unique_ptr<cublasLtMatmulPreferenceOpaque_t,
-                        cublasStatus_t (*)(cublasLtMatmulPreference_t)>
-      owned(preference, &cublasLtMatmulPreferenceDestroy);
-  const uint64_t no_bytes = 0;
-  BATON_RETURN_IF_ERROR(LtStatus(
-      cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                           &no_bytes, sizeof(no_bytes)),
-      "cublasLtMatmulPreferenceSetAttribute"));
-  for (const cublasLtMatmulPreferenceAttributes_t alignment :
-       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
-    BATON_RETURN_IF_ERROR(LtStatus(cublasLtMatmulPreferenceSetAttribute(
-                                       preference, alignment, &kAlignment, sizeof(kAlignment)),
-                                   "cublasLtMatmulPreferenceSetAttribute"));
-  }
-  const int64_t k = args.x.dim(1);
-  Product planned{.rows = kPlanRows,
-                  .columns = kPlanColumns,
-                  .k = k,
-                  .x_stride = k,
-                  .w_stride = k,
-                  .out_stride = kPlanColumns,
-                  .bf16 = args.out.dtype == DType::kBF16,
-                  .add = args.epilogue == Epilogue::kAdd};
-  const Layout w(CUDA_R_16BF, k, kPlanColumns, k), x(CUDA_R_16BF, k, kPlanRows, k),
-      out(planned.type(), kPlanColumns, kPlanRows, kPlanColumns);
-  std::array<cublasLtMatmulHeuristicResult_t, kMostCandidates> results;
-  int found = 0;
-  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-      library_, plan.operation, w.get(), x.get(), out.get(), out.get(), preference, kMostCandidates,
-      results.data(), &found);
-  Product sample = planned;
-  sample.rows = kSampleRows;
-  sample.columns = sample.out_stride = kSampleColumns;
-  for (int i = 0; status == CUBLAS_STATUS_SUCCESS && i < found; ++i) {
-    const cublasLtMatmulHeuristicResult_t& result = results[static_cast<size_t>(i)];
-    if (!IsOneChain(result)) continue;
-    plan.algorithm = result.algo;
-    if (Check(plan, planned).ok() && Check(plan, sample).ok()) return absl::OkStatus();
-  }
-  return absl::FailedPreconditionError(
-      absl::StrCat("cuBLASLt has no algorithm for BF16 products of K = ", k,
-                   " without a split of K and without working memory (", found, " offered, ",
-                   cublasLtGetStatusString(status), "); ", kSwitch));
-}
-
-absl::StatusOr<CublasLtGemm::Plan*> CublasLtGemm::PlanFor(const LinearArgs& args) {
-  const std::tuple key(args.x.dim(1), args.out.dtype, args.epilogue == Epilogue::kAdd);
-  const auto known = plans_.find(key);
-  if (known != plans_.end()) return &known->second;
-  Plan plan = {};
-  const absl::Status chosen = Choose(args, plan);
-  if (!chosen.ok()) {
-    if (plan.operation != nullptr) (void)cublasLtMatmulDescDestroy(plan.operation);
-    return chosen;
-  }
-  return &plans_.emplace(key, std::move(plan)).first->second;
-}
-
-absl::Status CublasLtGemm::Multiply(CudaState& state, const Plan& plan,
-                                    const Product& product) const {
-  const Layout w(CUDA_R_16BF, product.k, product.columns, product.w_stride);
-  const Layout x(CUDA_R_16BF, product.k, product.rows, product.x_stride);
-  const Layout out(product.type(), product.columns, product.rows, product.out_stride);
-  for (const Layout* layout : {&w, &x, &out}) {
-    BATON_RETURN_IF_ERROR(LtStatus(layout->status(), "cublasLtMatrixLayoutCreate"));
-  }
-  const float alpha = 1.0f, beta = product.add ? 1.0f : 0.0f;
-  return LtStatus(cublasLtMatmul(library_, plan.operation, &alpha, product.w, w.get(), product.x,
-                                 x.get(), &beta, product.out, out.get(), product.out, out.get(),
-                                 &plan.algorithm, /*workspace=*/nullptr, 0, state.stream()),
-                  "cublasLtMatmul");
-}
-
-// Rows 0, step, 2 step ... of a product: odd steps for most sizes, so that they stand at different
-// places of a tile.
-absl::Status CublasLtGemm::Gather(CudaState& state, const Product& product, const void* from,
-                                  int64_t stride, int64_t columns, int64_t bytes, void* to,
-                                  int64_t to_stride) const {
-  const int64_t step = (product.rows - 1) / (kSampleRows - 1);
-  return state.Finish(LaunchPadRows({.from = from,
-                                     .from_stride = stride * step,
-                                     .to = to,
-                                     .to_stride = to_stride,
-                                     .rows = static_cast<int>(kSampleRows),
-                                     .padded_rows = static_cast<int>(kSampleRows),
-                                     .columns = static_cast<int>(columns),
-                                     .bytes = static_cast<int>(bytes)},
+absl::Status Copy(CudaState& state, const RowCopy& copy, const char* what) {
+  return state.Finish(LaunchPadRows({.from = copy.from,
+                                     .from_stride = copy.from_stride,
+                                     .to = copy.to,
+                                     .to_stride = copy.to_stride,
+                                     .rows = static_cast<int>(copy.rows),
+                                     .padded_rows = static_cast<int>(copy.padded_rows),
+                                     .columns = static_cast<int>(copy.columns),
+                                     .bytes = static_cast<int>(copy.unit)},
                                     state.stream()),
-                      kSampling);
+                      what);
+}
+
+// Rows of x or w, side by side, with rows of zeros behind them.
+absl::StatusOr<const char*> PadInput(CudaState& state, const CublasLtKind& kind, const char* from,
+                                     int64_t stride, int64_t rows, int64_t padded_rows) {
+  const int64_t size = kind.element_bytes(), unit = kind.codes ? 4 : 2, each = unit / size;
+  BATON_ASSIGN_OR_RETURN(char* const padded, state.Scratch<char>(padded_rows * kind.k * size));
+  BATON_RETURN_IF_ERROR(Copy(state,
+                             {.from = from,
+                              .from_stride = stride / each,
+                              .to = padded,
+                              .to_stride = kind.k / each,
+                              .rows = rows,
+                              .padded_rows = padded_rows,
+                              .columns = kind.k / each,
+                              .unit = unit},
+                             kCopying));
+  return padded;
+}
+
+// The weight's scales as the library reads them: as they are where its blocks of rows lie a
+// multiple of four scales apart already, as with every K of DeepSeek-V3.
+absl::StatusOr<const float*> WeightScales(CudaState& state, const CublasLtKind& kind,
+                                          const TensorView& scales) {
+  const int64_t padded = kind.padded_scales();
+  if (kind.scales() == padded && scales.strides[0] == padded && Aligned(scales.data)) {
+    return scales.as<const float>();
+  }
+  BATON_ASSIGN_OR_RETURN(float* const placed, state.Scratch<float>(scales.dim(0) * padded));
+  const PlaceScalesLaunch launch{.from = scales.as<const float>(),
+                                 .from_row = scales.strides[0],
+                                 .to = placed,
+                                 .to_row = padded,
+                                 .rows = static_cast<int>(scales.dim(0)),
+                                 .columns = static_cast<int>(kind.scales()),
+                                 .padded_rows = static_cast<int>(scales.dim(0)),
+                                 .padded_columns = static_cast<int>(padded)};
+  BATON_RETURN_IF_ERROR(state.Finish(LaunchPlaceScales(launch, state.stream()), kCopying));
+  return placed;
+}
+
+// Scales of rows `row_stride` apart to [scales, padded_rows].
+absl::StatusOr<const float*> RowScales(CudaState& state, const CublasLtKind& kind,
+                                       const float* from, int64_t row_stride, int64_t column_stride,
+                                       int64_t rows, int64_t padded_rows) {
+  BATON_ASSIGN_OR_RETURN(float* const placed, state.Scratch<float>(kind.scales() * padded_rows));
+  const PlaceScalesLaunch launch{.from = from,
+                                 .from_row = row_stride,
+                                 .from_column = column_stride,
+                                 .to = placed,
+                                 .to_row = 1,
+                                 .to_column = padded_rows,
+                                 .rows = static_cast<int>(rows),
+                                 .columns = static_cast<int>(kind.scales()),
+                                 .padded_rows = static_cast<int>(padded_rows),
+                                 .padded_columns = static_cast<int>(kind.scales())};
+  BATON_RETURN_IF_ERROR(state.Finish(LaunchPlaceScales(launch, state.stream()), kCopying));
+  return placed;
+}
+
+struct Piece {
+  int64_t begin = 0, end = 0;  // of the weight's rows
+};
+
+// What one call each computes. Of an E4M3 weight a piece begins where a block of scales does, or
+// lies within one, and is a multiple of kCodeColumns or less than it: a rank's heads may begin
+// anywhere in a block, and must have the bits of the whole matrix.
+std::vector<Piece> PiecesOf(const LinearArgs& args, const CublasLtKind& kind) {
+  const int64_t n = args.out.dim(1);
+  if (!kind.codes) return {{0, n}};
+  const int64_t first = args.w.first_row;
+  const int64_t block = first == 0 ? 0 : std::min(kScaleBlock - first, n);
+  std::vector<Piece> pieces;
+  for (const auto& [begin, end] : {std::pair{int64_t{0}, block}, {block, n}}) {
+    const int64_t whole = begin + (end - begin) / kCodeColumns * kCodeColumns;
+    if (whole > begin) pieces.push_back({begin, whole});
+    if (end > whole) pieces.push_back({whole, end});
+  }
+  return pieces;
+}
+
+// Outputs of rows 0, step, 2 step ... of a product, from column `begin` on: odd steps for most
+// sizes, so that they stand at different places of a tile.
+absl::Status GatherOutputs(CudaState& state, const CublasLtKind& kind,
+                           const CublasLtProduct& product, int64_t begin, int64_t width, char* to) {
+  const int64_t step = (product.rows - 1) / (kSampleRows - 1);
+  return Copy(state,
+              {.from = product.out + begin * kind.out_bytes(),
+               .from_stride = product.out_stride * step,
+               .to = to,
+               .to_stride = kSampleColumns,
+               .rows = kSampleRows,
+               .padded_rows = kSampleRows,
+               .columns = width,
+               .unit = kind.out_bytes()},
+              kSampling);
+}
+
+// The rows of the small product, with their scales.
+absl::StatusOr<CublasLtProduct> SampleOf(CudaState& state, const CublasLtKind& kind,
+                                         const CublasLtProduct& product) {
+  const int64_t step = (product.rows - 1) / (kSampleRows - 1);
+  CublasLtProduct sample = product;
+  sample.rows = kSampleRows;
+  sample.columns = std::min(kSampleColumns, product.columns);
+  sample.x_stride = kind.k;
+  sample.out_stride = kSampleColumns;
+  BATON_ASSIGN_OR_RETURN(sample.x, PadInput(state, kind, product.x, product.x_stride * step,
+                                            kSampleRows, kSampleRows));
+  if (!kind.codes) return sample;
+  BATON_ASSIGN_OR_RETURN(sample.x_scales, RowScales(state, kind, product.x_scales, step,
+                                                    product.rows, kSampleRows, kSampleRows));
+  return sample;
 }
 
 // The product, and samples of it by the small one, compared.
-absl::Status CublasLtGemm::Compare(CudaState& state, Plan& plan, const Product& product) {
-  BATON_RETURN_IF_ERROR(Check(plan, product));
-  const int64_t width = std::min(kSampleColumns, product.columns);
-  const std::array<int64_t, kSamples> begins = {0, (product.columns - width) / 2,
-                                                product.columns - width};
-  const int64_t size = product.out_bytes();
-  const size_t bytes = static_cast<size_t>(kSampleRows * kSampleColumns * size);
+absl::Status Compare(CudaState& state, CublasLtPlan& plan, const CublasLtProduct& product) {
+  const CublasLtKind& kind = plan.kind();
+  BATON_RETURN_IF_ERROR(plan.Check(product));
+  BATON_ASSIGN_OR_RETURN(CublasLtProduct sample, SampleOf(state, kind, product));
+  const int64_t width = sample.columns;
+  // Columns of a sample of E4M3 weights have one block of scales.
+  const std::array<int64_t, kSamples> begins = {
+      0, (product.columns - width) / 2 / kCodeColumns * kCodeColumns, product.columns - width};
+  const size_t bytes = static_cast<size_t>(kSampleRows * kSampleColumns * kind.out_bytes());
   BATON_ASSIGN_OR_RETURN(char* const small, state.Scratch<char>(kSamples * bytes));
   BATON_ASSIGN_OR_RETURN(char* const large, state.Scratch<char>(kSamples * bytes));
   for (char* const samples : {small, large}) {
     BATON_RETURN_IF_ERROR(
         CudaStatus(cudaMemsetAsync(samples, 0, kSamples * bytes, state.stream()), kSampling));
   }
-  BATON_ASSIGN_OR_RETURN(char* const x, state.Scratch<char>(kSampleRows * product.k * 2));
-  BATON_RETURN_IF_ERROR(
-      Gather(state, product, product.x, product.x_stride, product.k, 2, x, product.k));
   for (size_t i = 0; i < kSamples; ++i) {
-    Product sample = product;
-    sample.rows = kSampleRows;
-    sample.columns = width;
-    sample.x = x;
-    sample.x_stride = product.k;
-    sample.w = product.w + begins[i] * product.w_stride * 2;
-    sample.out = small + i * bytes;
-    sample.out_stride = kSampleColumns;
-    if (product.add) {
-      BATON_RETURN_IF_ERROR(Gather(state, product, product.out + begins[i] * size,
-                                   product.out_stride, width, size, sample.out, kSampleColumns));
+    sample.w = product.w + begins[i] * product.w_stride * kind.element_bytes();
+    if (kind.codes) {
+      sample.w_scales = product.w_scales + begins[i] / kScaleBlock * kind.padded_scales();
     }
-    BATON_RETURN_IF_ERROR(Multiply(state, plan, sample));
+    sample.out = small + i * bytes;
+    if (kind.add) {
+      BATON_RETURN_IF_ERROR(GatherOutputs(state, kind, product, begins[i], width, sample.out));
+    }
+    BATON_RETURN_IF_ERROR(plan.Multiply(sample, state.stream()));
   }
-  BATON_RETURN_IF_ERROR(Multiply(state, plan, product));
+  BATON_RETURN_IF_ERROR(plan.Multiply(product, state.stream()));
   for (size_t i = 0; i < kSamples; ++i) {
-    BATON_RETURN_IF_ERROR(Gather(state, product, product.out + begins[i] * size, product.out_stride,
-                                 width, size, large + i * bytes, kSampleColumns));
+    BATON_RETURN_IF_ERROR(GatherOutputs(state, kind, product, begins[i], width, large + i * bytes));
   }
   std::vector<char> expected(kSamples * bytes), actual(kSamples * bytes);
   BATON_RETURN_IF_ERROR(state.CopyToHost(expected.data(), small, expected.size(), kSampling));
@@ -278,71 +220,147 @@ absl::Status CublasLtGemm::Compare(CudaState& state, Plan& plan, const Product& 
   if (actual != expected) {
     return absl::FailedPreconditionError(absl::StrCat(
         "cuBLASLt's product of ", product.rows, " rows, ", product.columns, " columns and K = ",
-        product.k, " has other bits than its product of ", kSampleRows, " of these rows and ",
-        width, " of these columns, so a request's tokens would depend on its batch; ", kSwitch));
+        kind.k, " has other bits than its product of ", kSampleRows, " of these rows and ", width,
+        " of these columns, so a request's tokens would depend on its batch; ", kCublasLtSwitch));
   }
-  plan.compared.emplace(product.columns, product.rows);
+  plan.SetCompared(product);
   return absl::OkStatus();
 }
 
-absl::Status CublasLtGemm::RunRows(CudaState& state, Plan& plan, const LinearArgs& args,
-                                   int64_t first, int64_t rows) {
-  Product product{.rows = PaddedRows(rows),
-                  .columns = args.out.dim(1),
-                  .k = args.x.dim(1),
-                  .x = args.x.as<const char>() + first * args.x.strides[0] * 2,
-                  .x_stride = args.x.strides[0],
-                  .w = args.w.w.as<const char>(),
-                  .w_stride = args.w.w.strides[0],
-                  .bf16 = args.out.dtype == DType::kBF16,
-                  .add = args.epilogue == Epilogue::kAdd};
-  const int64_t size = product.out_bytes();
-  char* const out = args.out.as<char>() + first * args.out.strides[0] * size;
-  const auto copy = [&](const void* from, int64_t from_stride, void* to, int64_t to_stride,
-                        int64_t padded_rows, int64_t columns, int64_t bytes) {
-    return state.Finish(LaunchPadRows({.from = from,
-                                       .from_stride = from_stride,
-                                       .to = to,
-                                       .to_stride = to_stride,
-                                       .rows = static_cast<int>(rows),
-                                       .padded_rows = static_cast<int>(padded_rows),
-                                       .columns = static_cast<int>(columns),
-                                       .bytes = static_cast<int>(bytes)},
-                                      state.stream()),
-                        "rows of a product");
-  };
-  if (product.rows != rows) {
-    BATON_ASSIGN_OR_RETURN(char* const padded, state.Scratch<char>(product.rows * product.k * 2));
-    BATON_RETURN_IF_ERROR(
-        copy(product.x, product.x_stride, padded, product.k, product.rows, product.k, 2));
-    product.x = padded;
-    product.x_stride = product.k;
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CublasLtGemm>> CublasLtGemm::Create() {
+  BATON_RETURN_IF_ERROR(LoadCublasLt());
+  std::unique_ptr<CublasLtGemm> gemm(new CublasLtGemm);
+  const cublasStatus_t status = cublasLtCreate(&gemm->library_);
+  if (status == CUBLAS_STATUS_SUCCESS) return gemm;
+  return absl::InternalError(absl::StrCat("cublasLtCreate: ", cublasLtGetStatusString(status)));
+}
+
+CublasLtGemm::~CublasLtGemm() {
+  plans_.clear();
+  if (library_ != nullptr) (void)cublasLtDestroy(library_);
+}
+
+bool CublasLtGemm::Takes(const CudaState& state, const LinearArgs& args) {
+  const int64_t k = args.x.dim(1);
+  if (args.epilogue == Epilogue::kSiluMul || args.x.dtype != args.w.w.dtype ||
+      !RowsAligned(args.x) || !RowsAligned(args.w.w)) {
+    return false;
   }
-  const bool in_place =
-      product.rows == rows && Aligned(out) && args.out.strides[0] * size % kAlignment == 0;
-  product.out = out;
-  product.out_stride = args.out.strides[0];
+  if (args.x.dtype == DType::kBF16) return k % 8 == 0;
+  return args.x.dtype == DType::kF8E4M3 && state.architecture() == 90 &&
+         args.w.block_n == kScaleBlock && args.w.block_k == kScaleBlock && k % kScaleBlock == 0;
+}
+
+absl::StatusOr<CublasLtPlan*> CublasLtGemm::PlanFor(const CublasLtKind& kind,
+                                                    const CublasLtProduct& like) {
+  const auto known = plans_.find(kind);
+  if (known != plans_.end()) return known->second.get();
+  BATON_ASSIGN_OR_RETURN(std::unique_ptr<CublasLtPlan> plan,
+                         CublasLtPlan::Choose(library_, kind, like));
+  return plans_.emplace(kind, std::move(plan)).first->second.get();
+}
+
+absl::Status CublasLtGemm::RunPiece(CudaState& state, CublasLtPlan& plan, CublasLtProduct product,
+                                    const TensorView& out) {
+  const CublasLtKind& kind = plan.kind();
+  const int64_t rows = out.dim(0), columns = out.dim(1), size = kind.out_bytes();
+  const int64_t out_stride = out.strides[0];
+  const bool in_place = product.rows == rows && product.columns == columns && Aligned(out.data) &&
+                        out_stride * size % kAlignment == 0;
+  product.out = out.as<char>();
+  product.out_stride = out_stride;
   if (!in_place) {
-    product.out_stride = (product.columns + 7) / 8 * 8;
-    BATON_ASSIGN_OR_RETURN(product.out,
-                           state.Scratch<char>(product.rows * product.out_stride * size));
-    if (product.add) {
-      BATON_RETURN_IF_ERROR(copy(out, args.out.strides[0], product.out, product.out_stride,
-                                 product.rows, product.columns, size));
+    product.out_stride = RoundUp(product.columns, 8);
+    const int64_t bytes = product.rows * product.out_stride * size;
+    BATON_ASSIGN_OR_RETURN(product.out, state.Scratch<char>(bytes));
+    if (kind.add) {
+      if (product.columns != columns) {
+        BATON_RETURN_IF_ERROR(CudaStatus(
+            cudaMemsetAsync(product.out, 0, static_cast<size_t>(bytes), state.stream()), kCopying));
+      }
+      BATON_RETURN_IF_ERROR(Copy(state,
+                                 {.from = out.data,
+                                  .from_stride = out_stride,
+                                  .to = product.out,
+                                  .to_stride = product.out_stride,
+                                  .rows = rows,
+                                  .padded_rows = product.rows,
+                                  .columns = columns,
+                                  .unit = size},
+                                 kCopying));
     }
   }
-  const bool compared = plan.compared.count({product.columns, product.rows}) > 0;
-  BATON_RETURN_IF_ERROR(compared ? Multiply(state, plan, product) : Compare(state, plan, product));
+  BATON_RETURN_IF_ERROR(plan.Compared(product) ? plan.Multiply(product, state.stream())
+                                               : Compare(state, plan, product));
   if (in_place) return absl::OkStatus();
-  return copy(product.out, product.out_stride, out, args.out.strides[0], rows, product.columns,
-              size);
+  return Copy(state,
+              {.from = product.out,
+               .from_stride = product.out_stride,
+               .to = out.data,
+               .to_stride = out_stride,
+               .rows = rows,
+               .padded_rows = rows,
+               .columns = columns,
+               .unit = size},
+              kCopying);
+}
+
+absl::Status CublasLtGemm::RunRows(CudaState& state, const LinearArgs& args,
+                                   const CublasLtKind& kind, const float* w_scales, int64_t first,
+                                   int64_t rows) {
+  const int64_t size = kind.element_bytes();
+  CublasLtProduct product{.rows = PaddedRows(rows),
+                          .x = args.x.as<const char>() + first * args.x.strides[0] * size,
+                          .x_stride = args.x.strides[0]};
+  if (product.rows != rows) {
+    BATON_ASSIGN_OR_RETURN(product.x,
+                           PadInput(state, kind, product.x, product.x_stride, rows, product.rows));
+    product.x_stride = kind.k;
+  }
+  if (kind.codes) {
+    const int64_t stride = args.x_scales.strides[0];
+    BATON_ASSIGN_OR_RETURN(product.x_scales,
+                           RowScales(state, kind, args.x_scales.as<const float>() + first * stride,
+                                     stride, 1, rows, product.rows));
+  }
+  const TensorView out = args.out.Slice(0, first, first + rows);
+  for (const Piece& piece : PiecesOf(args, kind)) {
+    const int64_t columns = piece.end - piece.begin;
+    product.columns = columns;
+    product.w = args.w.w.as<const char>() + piece.begin * args.w.w.strides[0] * size;
+    product.w_stride = args.w.w.strides[0];
+    if (kind.codes) {
+      const int64_t block = (args.w.first_row + piece.begin) / kScaleBlock;
+      product.w_scales = w_scales + block * kind.padded_scales();
+      product.columns = RoundUp(columns, kCodeColumns);
+    }
+    if (product.columns != columns) {
+      BATON_ASSIGN_OR_RETURN(
+          product.w, PadInput(state, kind, product.w, product.w_stride, columns, product.columns));
+      product.w_stride = kind.k;
+    }
+    BATON_ASSIGN_OR_RETURN(CublasLtPlan* const plan, PlanFor(kind, product));
+    BATON_RETURN_IF_ERROR(RunPiece(state, *plan, product, out.Slice(1, piece.begin, piece.end)));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CublasLtGemm::Run(CudaState& state, const LinearArgs& args) {
-  BATON_ASSIGN_OR_RETURN(Plan* const plan, PlanFor(args));
+  const CublasLtKind kind{.k = args.x.dim(1),
+                          .codes = args.x.dtype == DType::kF8E4M3,
+                          .bf16 = args.out.dtype == DType::kBF16,
+                          .add = args.epilogue == Epilogue::kAdd};
+  const float* w_scales = nullptr;
+  if (kind.codes) {
+    BATON_ASSIGN_OR_RETURN(w_scales, WeightScales(state, kind, args.w.scales));
+  }
   const int64_t rows = args.out.dim(0), whole = rows / kBlockRows * kBlockRows;
-  if (whole > 0) BATON_RETURN_IF_ERROR(RunRows(state, *plan, args, 0, whole));
-  if (rows > whole) BATON_RETURN_IF_ERROR(RunRows(state, *plan, args, whole, rows - whole));
+  if (whole > 0) BATON_RETURN_IF_ERROR(RunRows(state, args, kind, w_scales, 0, whole));
+  if (rows > whole) {
+    BATON_RETURN_IF_ERROR(RunRows(state, args, kind, w_scales, whole, rows - whole));
+  }
   return state.Finish(cudaSuccess, "linear");
 }
 

@@ -1,16 +1,17 @@
 #ifndef BATON_KERNELS_CUDA_CUBLASLT_GEMM_H_
 #define BATON_KERNELS_CUDA_CUBLASLT_GEMM_H_
 
-// Dense products of BF16 rows with BF16 weights by NVIDIA's cuBLASLt, for DenseGemm::kCublasLt.
+// Dense products by NVIDIA's cuBLASLt, for DenseGemm::kCublasLt: BF16 rows with BF16 weights, and
+// on Hopper E4M3 rows (1x128 scales) with E4M3 weights (128x128).
 //
 // The library promises the same bits for the same call, not for calls of different sizes; row
-// invariance is made of that so. One algorithm for each K and type of result, without a split of K
-// and without working memory, whatever the number of rows and columns: each output is then one
-// chain of matrix instructions over K. Rows go in blocks, so that the numbers of rows that the
-// library meets are few: multiples of 128, and a rest padded to 16, 32, 64 or 128. And whenever
-// such a number is first met with a matrix of N columns, samples of its outputs are compared, bit
-// for bit, with those of one small product, 8 columns of 16 rows, the same for all: what passes is
-// equal to it, hence among each other.
+// invariance is made of that so. One algorithm for each K and types, without a split of K and
+// without working memory, whatever the number of rows and columns: each output is then one chain of
+// matrix instructions over K. Rows go in blocks, so that the numbers of rows that the library meets
+// are few: multiples of 128, and a rest padded to 16, 32, 64 or 128. And whenever such a number is
+// first met with a matrix of N columns, samples of its outputs are compared, bit for bit, with
+// those of one small product, 16 columns of 16 rows, the same for all: what passes is equal to it,
+// hence among each other.
 //
 // Belongs to one CudaState. The first call of each size waits for the GPU.
 
@@ -19,11 +20,10 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <set>
-#include <tuple>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/cuda/cublaslt_plan.h"
 #include "kernels/ops.h"
 
 namespace baton::kernels::cuda {
@@ -37,36 +37,24 @@ class CublasLtGemm {
   ~CublasLtGemm();
   CublasLtGemm(const CublasLtGemm&) = delete;
 
-  // Whether products with this weight go this way: decided by types, K and layout, never by the
-  // number of rows.
-  static bool Takes(const LinearArgs& args);
+  // Whether products with this weight go this way: decided by types, K, layout and the GPU, never
+  // by the number of rows, nor by which rows of a matrix the weight is.
+  static bool Takes(const CudaState& state, const LinearArgs& args);
 
   // Linear. FAILED_PRECONDITION, which names the switch, when the library has no algorithm of that
   // kind or its results differ.
   absl::Status Run(CudaState& state, const LinearArgs& args);
 
  private:
-  struct Plan {
-    cublasLtMatmulDesc_t operation = nullptr;
-    cublasLtMatmulAlgo_t algorithm;
-    std::set<std::pair<int64_t, int64_t>> compared;  // (columns, rows) of calls
-  };
-  struct Product;  // one call
-
   CublasLtGemm() = default;
-  absl::StatusOr<Plan*> PlanFor(const LinearArgs& args);
-  absl::Status Choose(const LinearArgs& args, Plan& plan);
-  absl::Status Check(const Plan& plan, const Product& product) const;
-  absl::Status Multiply(CudaState& state, const Plan& plan, const Product& product) const;
-  absl::Status RunRows(CudaState& state, Plan& plan, const LinearArgs& args, int64_t first,
-                       int64_t rows);
-  absl::Status Gather(CudaState& state, const Product& product, const void* from, int64_t stride,
-                      int64_t columns, int64_t bytes, void* to, int64_t to_stride) const;
-  absl::Status Compare(CudaState& state, Plan& plan, const Product& product);
+  absl::StatusOr<CublasLtPlan*> PlanFor(const CublasLtKind& kind, const CublasLtProduct& like);
+  absl::Status RunRows(CudaState& state, const LinearArgs& args, const CublasLtKind& kind,
+                       const float* w_scales, int64_t first, int64_t rows);
+  absl::Status RunPiece(CudaState& state, CublasLtPlan& plan, CublasLtProduct product,
+                        const TensorView& out);
 
   cublasLtHandle_t library_ = nullptr;
-  // By K, type of the result, and whether it is added to.
-  std::map<std::tuple<int64_t, DType, bool>, Plan> plans_;
+  std::map<CublasLtKind, std::unique_ptr<CublasLtPlan>> plans_;
 };
 
 }  // namespace baton::kernels::cuda

@@ -50,7 +50,7 @@ absl::StatusOr<const GemmWeight*> PlaceTable(CudaState& state, const GroupedLine
 
 absl::Status Linear(Device& device, const LinearArgs& args) {
   CudaState& state = CudaState::Begin(device);
-  if (state.cublaslt() != nullptr && CublasLtGemm::Takes(args)) {
+  if (state.cublaslt() != nullptr && CublasLtGemm::Takes(state, args)) {
     return state.cublaslt()->Run(state, args);
   }
   const bool codes = !args.x_scales.absent();

@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cuda/cublaslt_library.h"
+#include "kernels/cuda/cublaslt_plan.h"
 #include "transport/nccl/native/nccl_library.h"
 
 namespace baton {
@@ -27,6 +28,18 @@ TEST(CudaLibrariesTest, NcclHasWhatIsCalled) {
 
 TEST(CudaLibrariesTest, CublasLtHasWhatIsCalled) {
   EXPECT_TRUE(kernels::cuda::LoadCublasLt().ok()) << kernels::cuda::LoadCublasLt();
+}
+
+// Attributes of products and preferences need no GPU: the library knows all that the backend sets,
+// in these sizes. Algorithms need a handle, which is only there with a GPU.
+TEST(CudaLibrariesTest, CublasLtTakesTheAttributesOfEachKindOfProduct) {
+  alignas(16) constexpr float kScales[4] = {};
+  for (const bool codes : {false, true}) {
+    const auto plan = kernels::cuda::CublasLtPlan::Choose(
+        nullptr, {.k = 256, .codes = codes}, {.x_scales = kScales, .w_scales = kScales});
+    EXPECT_EQ(plan.status().code(), absl::StatusCode::kFailedPrecondition) << plan.status();
+    EXPECT_THAT(std::string(plan.status().message()), HasSubstr("0 offered"));
+  }
 }
 
 TEST(SharedLibraryTest, SaysWhatIsMissingAndTheFix) {

@@ -35,7 +35,7 @@ inline constexpr GpuShape kTinyShape = {.decode_rows = 3,
                                         .tp_heads = 2,
                                         .nope = 32,
                                         .rope = 16,
-                                        .v = 32,
+                                        .v = 64,
                                         .lora = 64,
                                         .experts = 8,
                                         .local_experts = 2,
@@ -121,6 +121,7 @@ class GpuCaseBuilder {
     return std::move(case_);
   }
   void MarkDenseBf16() { case_.dense_bf16 = true; }
+  void MarkDenseCodes() { case_.dense_codes = true; }
   Device& device() { return device_; }
 
  private:

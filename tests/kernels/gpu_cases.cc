@@ -91,6 +91,7 @@ void AddLinears(const GpuShape& z, std::vector<GpuCaseMaker>& cases) {
                           Text(p.name, " ", p.rows, " x ", p.n, " x ", p.k, ", weight ",
                                p.fp8 ? "FP8" : "BF16", p.codes ? ", rows FP8" : ""));
       if (!p.fp8) make.MarkDenseBf16();
+      if (p.codes) make.MarkDenseCodes();
       const LinearArgs args{
           .x = make.Random(p.codes ? DType::kF8E4M3 : DType::kBF16, {p.rows, p.k}),
           .x_scales =

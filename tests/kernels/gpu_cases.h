@@ -24,7 +24,8 @@ struct GpuCase {
   double bytes = 0;  // that the call must read and write, each once
   double flops = 0;  // multiplications and additions
   GpuUnit unit = GpuUnit::kF32;
-  bool dense_bf16 = false;  // that cuBLASLt can compute as well
+  // That cuBLASLt can compute as well: on every GPU; on Hopper.
+  bool dense_bf16 = false, dense_codes = false;
   std::function<absl::Status(Device&)> run;
   std::vector<std::shared_ptr<void>> memory;  // of the arguments
 };

@@ -102,7 +102,7 @@ absl::StatusOr<std::vector<GpuTime>> TimeOps(const GpuLimits& limits,
           absl::StrCat(work.op, " (", work.what, "): ", std::string(seconds.status().message())));
     };
     BATON_ASSIGN_OR_RETURN(time.seconds, measured(*device));
-    if (work.dense_bf16) {
+    if (work.dense_bf16 || (work.dense_codes && limits.capability == 90)) {
       BATON_ASSIGN_OR_RETURN(time.cublaslt_seconds, measured(*library));
     }
     times.push_back(std::move(time));

@@ -35,7 +35,7 @@ TEST(GpuTimesTest, EveryOpIsTimedAgainstABound) {
     EXPECT_TRUE(std::isfinite(time.bound_seconds)) << time.op;
     dense += time.cublaslt_seconds.has_value() ? 1 : 0;
   }
-  EXPECT_EQ(dense, 3);
+  EXPECT_EQ(dense, 5);
 #define BATON_OP_NAME(Name, entry) #Name,
   EXPECT_EQ(timed, (std::set<std::string>{BATON_KERNEL_OPS(BATON_OP_NAME)}));
 #undef BATON_OP_NAME

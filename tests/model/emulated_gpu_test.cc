@@ -39,6 +39,22 @@ class EmulatedGpuTest : public testing::TestWithParam<std::string> {
     EXPECT_FALSE(fault.has_value()) << fault->Text();
   }
 
+  void ExpectNoBitDependsOnChunks(const RunnerOptions& options) const {
+    std::vector<LogitRow> whole;
+    for (const int32_t chunk : {kPrompt, 33}) {
+      const simt::ScopedOptions scope({.seed = static_cast<uint64_t>(chunk)});
+      ModelHarness gpu(model_, options);
+      const std::vector<LogitRow> rows = gpu.RunSequence(sequence_, kPrompt, chunk);
+      if (whole.empty()) whole = rows;
+      ASSERT_EQ(rows.size(), whole.size());
+      for (size_t row = 0; row < rows.size(); ++row) {
+        ASSERT_EQ(
+            std::memcmp(rows[row].data(), whole[row].data(), rows[row].size() * sizeof(float)), 0)
+            << "chunk " << chunk << ", row " << row;
+      }
+    }
+  }
+
   const std::shared_ptr<const LoadedModel> model_ = LoadTestModel(GetParam());
   TestSequence sequence_;
 };
@@ -115,21 +131,18 @@ TEST_P(EmulatedGpuTest, IsNearTheCpuWithRowsInFp8) {
 
 // Chunks and schedules change no bit.
 TEST_P(EmulatedGpuTest, ChunksAndSchedulesChangeNoBit) {
-  std::vector<LogitRow> whole;
-  for (const int32_t chunk : {kPrompt, 33}) {
-    const simt::ScopedOptions scope({.seed = static_cast<uint64_t>(chunk)});
-    RunnerOptions options = Options(kernels::BackendKind::kCuda, kernels::DType::kBF16);
-    options.fp8_activations = GetParam() == "fp8-ragged-yarn";
-    ModelHarness gpu(model_, options);
-    const std::vector<LogitRow> rows = gpu.RunSequence(sequence_, kPrompt, chunk);
-    if (whole.empty()) whole = rows;
-    ASSERT_EQ(rows.size(), whole.size());
-    for (size_t row = 0; row < rows.size(); ++row) {
-      ASSERT_EQ(std::memcmp(rows[row].data(), whole[row].data(), rows[row].size() * sizeof(float)),
-                0)
-          << "chunk " << chunk << ", row " << row;
-    }
-  }
+  RunnerOptions options = Options(kernels::BackendKind::kCuda, kernels::DType::kBF16);
+  options.fp8_activations = GetParam() == "fp8-ragged-yarn";
+  ExpectNoBitDependsOnChunks(options);
+}
+
+// Nor with dense products by cuBLASLt: of all BF16 weights, and of FP8 weights whose inputs are
+// whole blocks of scales, as many of fp8-sharded-mtp are.
+TEST_P(EmulatedGpuTest, ChunksAndSchedulesChangeNoBitOfCublasLt) {
+  RunnerOptions options = Options(kernels::BackendKind::kCuda, kernels::DType::kBF16);
+  options.device.dense_gemm = kernels::DenseGemm::kCublasLt;
+  options.fp8_activations = model_->config.weight_format == WeightFormat::kFp8Block;
+  ExpectNoBitDependsOnChunks(options);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, EmulatedGpuTest, testing::ValuesIn(TestModelNames()),
