@@ -95,19 +95,23 @@ set(BATON_CUDA_HOST
 
 # Collectives and hand-off between GPUs.
 set(BATON_NCCL_SOURCES
+    ${CMAKE_SOURCE_DIR}/transport/nccl/batch_stream.cc
+    ${CMAKE_SOURCE_DIR}/transport/nccl/copy_channel.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/cuda_buffers.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/handoff_inbound.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/handoff_message.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/handoff_outbound.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_address.cc
-    ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_channel.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_engine.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_exchange.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_gpu_place.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_group.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_status.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/nccl_transport.cc
-    ${CMAKE_SOURCE_DIR}/transport/nccl/payload_memory.cc)
+    ${CMAKE_SOURCE_DIR}/transport/nccl/one_sided_calls.cc
+    ${CMAKE_SOURCE_DIR}/transport/nccl/pair_channel.cc
+    ${CMAKE_SOURCE_DIR}/transport/nccl/payload_memory.cc
+    ${CMAKE_SOURCE_DIR}/transport/nccl/put_channel.cc)
 
 # baton_emulate_cuda(TARGET a.cu ...)
 # Compiles .cu files as C++ against tests/simt, into a target of the calling folder. -fsanitize=thread makes the compiler

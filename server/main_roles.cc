@@ -61,6 +61,7 @@ transport::NcclTransportOptions NcclOptionsFor(const Config& config, RunnerRole 
   options.connect_timeout = Duration::Millis(nccl.connect_timeout_ms());
   options.stall_timeout = Duration::Millis(nccl.stall_timeout_ms());
   options.transfer_timeout = Duration::Millis(nccl.transfer_timeout_ms());
+  options.one_sided = nccl.one_sided();
   return options;
 }
 

@@ -12,6 +12,8 @@
 namespace baton::e2e {
 namespace {
 
+using ::testing::HasSubstr;
+
 // More than one page, so that a pass hands over several.
 constexpr char kPrompt[] =
     "The command prints the name of the file and exits. The command prints the name of the file "
@@ -85,6 +87,21 @@ TEST(NcclHandoff, ThroughPinnedMemory) {
   ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
   EXPECT_EQ(TokensOf(*cluster.Connect(), Request("The")), expected);
   EXPECT_GT(Metric(cluster.decode(), "baton_handoff_received_messages_total"), 0);
+}
+
+// Put into the decode rank's GPU.
+TEST(NcclHandoff, OneSided) {
+  const Tokens expected = Expected("The");
+  ASSERT_EQ(setenv("SIMT_NCCL", "23007", 1), 0);  // of the workers
+  ClusterOptions options = Emulated("nccl", "gpu");
+  for (auto* flags : {&options.prefill_flags, &options.decode_flags}) {
+    flags->push_back("--handoff.nccl.one_sided=true");
+  }
+  Cluster cluster(options);
+  unsetenv("SIMT_NCCL");
+  ASSERT_TRUE(cluster.WaitUntilReady()) << cluster.router().Log();
+  EXPECT_EQ(TokensOf(*cluster.Connect(), Request("The")), expected);
+  EXPECT_THAT(cluster.prefill(0).Log(), HasSubstr("hand-offs to a peer are one-sided"));
 }
 
 // Ranks as processes with a GPU each: prefill shares prompts by heads, decode its experts, and each

@@ -11,6 +11,7 @@
 #include "kernels/cuda/cublaslt_library.h"
 #include "kernels/cuda/cublaslt_plan.h"
 #include "transport/nccl/native/nccl_library.h"
+#include "transport/nccl/one_sided_calls.h"
 
 namespace baton {
 namespace {
@@ -24,6 +25,15 @@ TEST(CudaLibrariesTest, NcclHasWhatIsCalled) {
   EXPECT_EQ(ncclGetVersion(&version), ncclSuccess);
   EXPECT_GE(version / 10000, 2);
   EXPECT_STREQ(ncclGetErrorString(ncclSuccess), "no error");
+}
+
+// Where the release is one whose one-sided calls are used, it has them.
+TEST(CudaLibrariesTest, NcclHasOneSidedCallsByItsRelease) {
+  int version = 0;
+  ASSERT_EQ(ncclGetVersion(&version), ncclSuccess);
+  EXPECT_EQ(transport::FindOneSidedCalls().ok(), version >= 23003 && version < 23100) << version;
+  EXPECT_NE(transport::FindNcclFunction("ncclMemAlloc"), nullptr);
+  EXPECT_EQ(transport::FindNcclFunction("ncclNoSuchCall"), nullptr);
 }
 
 TEST(CudaLibrariesTest, CublasLtHasWhatIsCalled) {

@@ -1,6 +1,5 @@
 // The calls of NCCL that the project uses, with the declarations of NCCL's own header.
 
-#include <cuda_bf16.h>
 #include <nccl.h>
 #include <poll.h>
 
@@ -15,14 +14,12 @@
 #include <vector>
 
 #include "tests/simt/memory.h"
+#include "tests/simt/nccl_api.h"
 #include "tests/simt/nccl_comm.h"
+#include "tests/simt/nccl_reduce.h"
+#include "tests/simt/options.h"
 #include "tests/simt/stream.h"
 #include "tests/simt/touch.h"
-
-struct ncclComm {
-  std::shared_ptr<baton::simt::NcclComm> comm;  // its operations keep it as well
-  bool blocking = true;
-};
 
 namespace baton::simt {
 namespace {
@@ -48,75 +45,6 @@ struct Group {
 };
 thread_local Group group;
 thread_local std::string last_error;
-
-ncclResult_t Refuse(const std::string& why) {
-  last_error = why;
-  ReportFault({.kind = FaultKind::kCollective, .what = why, .kernel = {}, .where = {}});
-  return ncclInvalidUsage;
-}
-
-size_t DTypeBytes(ncclDataType_t dtype) {
-  switch (dtype) {
-    case ncclInt8:
-    case ncclUint8:
-    case ncclFloat8e4m3:
-    case ncclFloat8e5m2:
-      return 1;
-    case ncclFloat16:
-    case ncclBfloat16:
-      return 2;
-    case ncclInt32:
-    case ncclUint32:
-    case ncclFloat32:
-      return 4;
-    case ncclInt64:
-    case ncclUint64:
-    case ncclFloat64:
-      return 8;
-    default:
-      return 0;
-  }
-}
-
-template <typename T, typename Wide>
-void ReduceAs(const std::vector<std::vector<char>>& terms, void* out, size_t bytes, bool is_max) {
-  for (size_t i = 0; i < bytes / sizeof(T); ++i) {
-    Wide sum{};
-    for (size_t rank = 0; rank < terms.size(); ++rank) {
-      T value;
-      std::memcpy(&value, terms[rank].data() + i * sizeof(T), sizeof(T));
-      const Wide term = static_cast<Wide>(value);
-      if (rank == 0) {
-        sum = term;
-      } else {
-        sum = is_max ? std::max(sum, term) : static_cast<Wide>(sum + term);
-      }
-    }
-    const T value = static_cast<T>(sum);
-    std::memcpy(static_cast<char*>(out) + i * sizeof(T), &value, sizeof(T));
-  }
-}
-
-bool Reduce(const Call& call, const std::vector<std::vector<char>>& terms, void* out,
-            size_t bytes) {
-  const bool is_max = call.reduce == ncclMax;
-  switch (call.dtype) {
-    case ncclFloat32:
-      ReduceAs<float, float>(terms, out, bytes, is_max);
-      return true;
-    case ncclBfloat16:
-      ReduceAs<__nv_bfloat16, float>(terms, out, bytes, is_max);
-      return true;
-    case ncclInt32:
-      ReduceAs<int32_t, int32_t>(terms, out, bytes, is_max);
-      return true;
-    case ncclInt64:
-      ReduceAs<int64_t, int64_t>(terms, out, bytes, is_max);
-      return true;
-    default:
-      return false;
-  }
-}
 
 // The calls of one group on one communicator and stream, as one operation of the stream.
 class Operation {
@@ -213,8 +141,8 @@ class Operation {
       if (is_aborted) {
         std::memset(call.recv, kNoise, bytes);
       } else if (call.kind == NcclCall::kAllReduce || call.kind == NcclCall::kReduceScatter) {
-        if (!Reduce(call, b.received, call.recv, call.bytes)) {
-          Refuse("a reduction of a data type that the emulation does not have");
+        if (!Reduce(call.dtype, call.reduce == ncclMax, b.received, call.recv, call.bytes)) {
+          RefuseNccl("a reduction of a data type that the emulation does not have");
           return;
         }
       } else {
@@ -289,25 +217,20 @@ ncclResult_t Flush() {
 }
 
 ncclResult_t Add(const Call& call) {
-  if (call.comm == nullptr) return Refuse("a call without a communicator");
+  if (const ncclResult_t ready = CheckReady(call.comm); ready != ncclSuccess) return ready;
   const NcclComm& comm = *call.comm->comm;
-  if (comm.state() == NcclComm::State::kConnecting) {
-    return Refuse("a call on a communicator that is not ready yet");
-  }
-  if (comm.state() != NcclComm::State::kReady) return ncclRemoteError;
-  if (comm.launching) return Refuse("a call on a communicator that is still in progress");
   if (call.peer < 0 || call.peer >= comm.ranks()) {
-    return Refuse("rank " + std::to_string(call.peer) + " of " + std::to_string(comm.ranks()));
+    return RefuseNccl("rank " + std::to_string(call.peer) + " of " + std::to_string(comm.ranks()));
   }
-  if (call.stream == nullptr) return Refuse("a call on the default stream");
-  if (DTypeBytes(call.dtype) == 0) return Refuse("an unknown data type");
+  if (call.stream == nullptr) return RefuseNccl("a call on the default stream");
+  if (DTypeBytes(call.dtype) == 0) return RefuseNccl("an unknown data type");
   for (const void* buffer : {call.send, static_cast<const void*>(call.recv)}) {
     if (buffer == nullptr || call.bytes == 0 || Memory::Get().Contains(buffer)) continue;
-    return Refuse("a buffer in the host's pageable memory");
+    return RefuseNccl("a buffer in the host's pageable memory");
   }
   for (const Call& other : group.calls) {
     if (other.comm == call.comm && other.stream != call.stream) {
-      return Refuse("calls of one group and communicator on two streams");
+      return RefuseNccl("calls of one group and communicator on two streams");
     }
   }
   group.calls.push_back(call);
@@ -317,6 +240,26 @@ ncclResult_t Add(const Call& call) {
 std::string IdText(const ncclUniqueId& id) { return std::string(id.internal, 32); }
 
 }  // namespace
+
+ncclResult_t RefuseNccl(const std::string& why) {
+  last_error = why;
+  ReportFault({.kind = FaultKind::kCollective, .what = why, .kernel = {}, .where = {}});
+  return ncclInvalidUsage;
+}
+
+ncclResult_t CheckReady(ncclComm_t handle) {
+  if (handle == nullptr) return RefuseNccl("a call without a communicator");
+  const NcclComm& comm = *handle->comm;
+  if (comm.state() == NcclComm::State::kConnecting) {
+    return RefuseNccl("a call on a communicator that is not ready yet");
+  }
+  if (comm.state() != NcclComm::State::kReady) return ncclRemoteError;
+  if (comm.launching) return RefuseNccl("a call on a communicator that is still in progress");
+  return ncclSuccess;
+}
+
+bool InNcclGroup() { return group.depth > 0; }
+
 }  // namespace baton::simt
 
 using baton::simt::Add;
@@ -328,7 +271,7 @@ using baton::simt::NcclComm;
 extern "C" {
 
 ncclResult_t ncclGetVersion(int* version) {
-  *version = NCCL_VERSION_CODE;
+  *version = baton::simt::GetOptions().nccl_version;
   return ncclSuccess;
 }
 const char* ncclGetErrorString(ncclResult_t result) {
@@ -353,7 +296,7 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
 ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank,
                                     ncclConfig_t* config) {
   if (ranks < 1 || rank < 0 || rank >= ranks) {
-    return baton::simt::Refuse("rank " + std::to_string(rank) + " of " + std::to_string(ranks));
+    return baton::simt::RefuseNccl("rank " + std::to_string(rank) + " of " + std::to_string(ranks));
   }
   *comm = new ncclComm;
   (*comm)->blocking = config == nullptr || config->blocking != 0;
@@ -393,8 +336,8 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
 ncclResult_t ncclCommFinalize(ncclComm_t) { return ncclSuccess; }
 
 ncclResult_t ncclCommDestroy(ncclComm_t comm) {
-  if (comm->comm->pending > 0 || comm->comm->launching) {
-    return baton::simt::Refuse("a communicator was destroyed while operations are under way");
+  if (comm->comm->pending > 0 || comm->comm->one_sided_pending > 0 || comm->comm->launching) {
+    return baton::simt::RefuseNccl("a communicator was destroyed while operations are under way");
   }
   delete comm;
   return ncclSuccess;
@@ -429,7 +372,7 @@ ncclResult_t ncclGroupStart() {
   return ncclSuccess;
 }
 ncclResult_t ncclGroupEnd() {
-  if (baton::simt::group.depth == 0) return baton::simt::Refuse("ncclGroupEnd without a group");
+  if (baton::simt::group.depth == 0) return baton::simt::RefuseNccl("ncclGroupEnd without a group");
   return --baton::simt::group.depth > 0 ? ncclSuccess : baton::simt::Flush();
 }
 

@@ -172,6 +172,84 @@ bool NcclComm::Accept(int listener) {
   return false;
 }
 
+// --- together
+
+bool NcclComm::SendMeeting(int peer, const NcclMeeting& mine, int fd) {
+  iovec part = {const_cast<NcclMeeting*>(&mine), sizeof(mine)};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message = {};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof(control);
+  cmsghdr* const header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  std::memcpy(CMSG_DATA(header), &fd, sizeof(fd));
+  while (state_ == State::kReady) {
+    // So small a message goes as a whole.
+    if (sendmsg(sockets_[static_cast<size_t>(peer)], &message, MSG_NOSIGNAL) > 0) return true;
+    if (errno != EAGAIN && errno != EINTR) {
+      Fail(State::kPeerLost, "rank " + std::to_string(peer) + " is gone");
+    }
+    poll(nullptr, 0, kRetryMs);
+  }
+  return false;
+}
+
+bool NcclComm::ReceiveMeeting(int peer, const NcclMeeting& mine, int* fd) {
+  NcclMeeting theirs;
+  iovec part = {&theirs, sizeof(theirs)};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message = {};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof(control);
+  while (state_ == State::kReady) {
+    const ssize_t got = recvmsg(sockets_[static_cast<size_t>(peer)], &message, MSG_CMSG_CLOEXEC);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR)) {
+      poll(nullptr, 0, kRetryMs);
+      continue;
+    }
+    if (got <= 0) {
+      Fail(State::kPeerLost, "rank " + std::to_string(peer) + " is gone");
+      return false;
+    }
+    const cmsghdr* const header = CMSG_FIRSTHDR(&message);
+    if (header != nullptr) std::memcpy(fd, CMSG_DATA(header), sizeof(*fd));
+    if (*fd >= 0 && std::memcmp(&mine, &theirs, sizeof(mine)) == 0) return true;
+    ReportFault({.kind = FaultKind::kCollective,
+                 .what = "rank " + std::to_string(rank_) + " registers window " +
+                         std::to_string(mine.number) + " of " + std::to_string(mine.bytes) +
+                         " bytes, or makes its first one-sided call; rank " + std::to_string(peer) +
+                         " does something else",
+                 .kernel = {},
+                 .where = {}});
+    Abort();
+  }
+  return false;
+}
+
+bool NcclComm::Meet(const NcclMeeting& mine, int fd, std::vector<int>* fds) {
+  fds->assign(static_cast<size_t>(ranks_), -1);
+  bool all = true;
+  for (int peer = 0; peer < ranks_ && all; ++peer) {
+    all = peer == rank_ || SendMeeting(peer, mine, fd);
+  }
+  for (int peer = 0; peer < ranks_ && all; ++peer) {
+    int& got = (*fds)[static_cast<size_t>(peer)];
+    if (peer == rank_) got = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    all = peer == rank_ || ReceiveMeeting(peer, mine, &got);
+  }
+  if (all) return true;
+  for (const int got : *fds) {
+    if (got >= 0) close(got);
+  }
+  return false;
+}
+
 bool NcclComm::Enter(const void* operation) {
   const void* none = nullptr;
   return running_.compare_exchange_strong(none, operation) || none == operation;

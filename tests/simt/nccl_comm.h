@@ -14,6 +14,8 @@
 #include <thread>
 #include <vector>
 
+#include "tests/simt/nccl_window.h"
+
 namespace baton::simt {
 
 // What each message says about the call it belongs to; ranks' calls must agree.
@@ -37,6 +39,16 @@ struct NcclTransfer {
   char* data = nullptr;  // frame.bytes
   size_t done = 0;       // with the frame's own bytes
   NcclFrame received;    // of a receive: what the peer says
+};
+
+// Something that all ranks do together, each with a file for all others; ranks must agree.
+struct NcclMeeting {
+  uint32_t magic = 0x6D656574;
+  uint32_t what = 0;
+  uint32_t flags = 0;
+  uint32_t unused = 0;
+  uint64_t number = 0;
+  uint64_t bytes = 0;
 };
 
 class NcclComm {
@@ -70,8 +82,15 @@ class NcclComm {
   bool TakePlace();
   void LeavePlace();
   static int PlacesTaken(int device);
+  // Gives each rank `fd` and gets theirs, by rank (a copy of `fd` for this one); waits for all of
+  // them. False when one is gone, or this communicator was aborted. A mismatch is a fault.
+  bool Meet(const NcclMeeting& mine, int fd, std::vector<int>* fds);
+  NcclOneSided& one_sided() { return one_sided_; }
+
   // Operations enqueued and not finished.
   std::atomic<int> pending{0};
+  // The same of signals, puts and waits, which no abort ends.
+  std::atomic<int> one_sided_pending{0};
   // Calls of a group have been taken and are not enqueued yet.
   std::atomic<bool> launching{false};
 
@@ -82,6 +101,8 @@ class NcclComm {
   void Fail(State state, const std::string& why);
   bool Send(NcclTransfer& transfer);
   bool Receive(NcclTransfer& transfer);
+  bool SendMeeting(int peer, const NcclMeeting& mine, int fd);
+  bool ReceiveMeeting(int peer, const NcclMeeting& mine, int* fd);
 
   const std::string id_;
   const int ranks_, rank_, device_;
@@ -89,6 +110,7 @@ class NcclComm {
   std::string error_;
   std::vector<int> sockets_;  // by peer; -1: none (this rank)
   std::deque<std::vector<char>> to_self_;
+  NcclOneSided one_sided_{this};
   std::atomic<const void*> running_{nullptr};
   std::thread connector_;
 };

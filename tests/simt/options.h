@@ -38,6 +38,13 @@ struct Options {
   // By device, how many operations of NCCL find room on it at a time; those beyond wait for one of
   // these to end, in any order. 0: all do.
   std::array<int, 8> nccl_room = {};
+  // What ncclGetVersion says: NCCL 2.28.9, or SIMT_NCCL as above. Calls of later releases exist if
+  // this is one.
+  int nccl_version = 22809;
+  // Whether communicators can have windows.
+  bool nccl_windows = true;
+  // The ranks of every communicator are on hosts of their own, for its one-sided calls.
+  bool nccl_apart = false;
   // Bytes of memory of a device.
   size_t device_bytes = size_t{2} << 30;
   // Whether they say that they can reach each other's memory.

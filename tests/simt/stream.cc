@@ -39,6 +39,8 @@ bool IsOrderedBehind(uint32_t op, uint32_t earlier) {
 Runtime::Runtime() {
   const char* const devices = std::getenv("SIMT_DEVICES");
   if (devices != nullptr) options_.devices = std::clamp(std::atoi(devices), 0, kMostDevices);
+  const char* const nccl = std::getenv("SIMT_NCCL");
+  if (nccl != nullptr) options_.nccl_version = std::atoi(nccl);
 }
 
 Runtime& Runtime::Get() {

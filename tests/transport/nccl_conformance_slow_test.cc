@@ -1,5 +1,5 @@
-// The conformance tests over the emulated NCCL: payloads in the GPUs' memory, in pinned memory, and
-// behind a decorator.
+// The conformance tests over the emulated NCCL: payloads in the GPUs' memory, in pinned memory, put
+// from one GPU to the other, and behind a decorator.
 
 #include "tests/simt/options.h"
 #include "tests/transport/fabrics.h"
@@ -13,7 +13,9 @@ constexpr int kGpus = 8;
 // Whatever a test does, the emulation finds no fault in it.
 class NoFaults : public testing::Environment {
  public:
-  void SetUp() override { simt::SetOptions({.seed = 5, .devices = kGpus}); }
+  void SetUp() override {
+    simt::SetOptions({.seed = 5, .devices = kGpus, .nccl_version = kOneSidedNccl});
+  }
   void TearDown() override {
     const std::optional<simt::Fault> fault = simt::TakeFault();
     EXPECT_FALSE(fault.has_value()) << fault->Text();
@@ -26,6 +28,7 @@ INSTANTIATE_TEST_SUITE_P(
     Transports, KvTransportConformance,
     testing::Values(FabricParam<NcclTestFabric>("nccl", kGpus, PayloadMemory::kGpu),
                     FabricParam<NcclTestFabric>("nccl_pinned", kGpus, PayloadMemory::kPinned),
+                    FabricParam<NcclTestFabric>("nccl_one_sided", kGpus, PayloadMemory::kGpu, true),
                     FabricParam<HarmlessFaultyFabric<NcclTestFabric>>("faulty_nccl", kGpus,
                                                                       PayloadMemory::kGpu)),
     [](const auto& info) { return info.param.name; });

@@ -5,14 +5,8 @@
 
 #include "base/random.h"
 #include "base/thread.h"
-#include "tests/simt/options.h"
 #include "tests/transport/nccl_fabric.h"
-#include "tests/transport/nccl_kv_fabric.h"
-#include "tests/transport/stranger.h"
-#include "tests/transport/test_peer.h"
-#include "transport/group/frame_socket.h"
-#include "transport/nccl/handoff_message.h"
-#include "transport/nccl/nccl_address.h"
+#include "tests/transport/nccl_handoff_fixture.h"
 #include "transport/nccl/payload_memory.h"
 
 namespace baton::transport {
@@ -21,52 +15,7 @@ namespace {
 using enum KvEventKind;
 using testing::HasSubstr;
 
-constexpr int kGpus = 6;
 constexpr Duration kNever = Duration::Seconds(3600);
-
-class NcclHandoff : public testing::Test {
- protected:
-  static void SetUpTestSuite() { simt::SetOptions({.seed = 3, .devices = kGpus}); }
-  void TearDown() override {
-    const std::optional<simt::Fault> fault = simt::TakeFault();
-    EXPECT_FALSE(fault.has_value()) << fault->Text();
-  }
-
-  struct Endpoint {
-    Endpoint(const NcclTransportOptions& options, Bell* bell)
-        : peer(std::make_unique<StagedTransport>(
-                   CreateNcclTransport(options, std::make_shared<MonotonicClock>()).value()),
-               bell),
-          memory(&peer.transport(), kTestMaxMessageBytes, 1) {}
-    NcclCounters counters() {
-      KvTransport& inner = static_cast<StagedTransport&>(peer.transport()).inner();
-      return static_cast<NcclTransport&>(inner).counters();
-    }
-    absl::Status Post(TransferId transfer, uint64_t id, size_t at, size_t bytes) {
-      const auto payload = memory.Part(at, bytes);
-      return peer.transport().Post(transfer, id, TestHeader(id, payload), payload);
-    }
-    TransferId Prepare(Endpoint& to) {
-      return peer.transport().Prepare(to.peer.transport().address()).value();
-    }
-    TestPeer peer;
-    TestMemory memory;
-  };
-
-  // On the next GPU.
-  std::unique_ptr<Endpoint> Make(NcclTransportOptions options = TestNcclOptions()) {
-    options.gpu = next_gpu_++ % kGpus;
-    return std::make_unique<Endpoint>(options, &bell_);
-  }
-  static bool Poll(const std::vector<Endpoint*>& endpoints, const std::function<bool()>& done) {
-    std::vector<TestPeer*> peers;
-    for (Endpoint* endpoint : endpoints) peers.push_back(&endpoint->peer);
-    return PollUntil(peers, done);
-  }
-
-  Bell bell_;
-  int next_gpu_ = 0;
-};
 
 TEST_F(NcclHandoff, SmallPostsTravelTogether) {
   NcclTransportOptions options = TestNcclOptions();
@@ -177,7 +126,7 @@ TEST_F(NcclHandoff, CollectivesAndHandoffsShareTheGpus) {
     endpoints.push_back(Make(options));
     all.push_back(endpoints.back().get());
   }
-  NcclGroupFabric fabric(kGpus);
+  NcclGroupFabric fabric(kHandoffGpus);
   std::vector<std::unique_ptr<Rendezvous>> rendezvous =
       fabric.NewRendezvous(kRanks, /*knows_all=*/true);
   const Thread collectives("collectives", [&] {
@@ -249,34 +198,19 @@ TEST_F(NcclHandoff, OptionsOutOfRangeAreRefused) {
   EXPECT_EQ(code([](auto& o) { o.max_communicators = 0; }), kInvalid);
   EXPECT_EQ(code([](auto& o) { o.staging_bytes = o.max_message_bytes - 1; }), kInvalid);
   EXPECT_EQ(code([](auto& o) { o.stall_timeout = Duration(); }), kInvalid);
-  EXPECT_EQ(code([](auto& o) { o.gpu = kGpus; }), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(code([](auto& o) { o.gpu = kHandoffGpus; }), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(code([](auto& o) { o.staging_bytes = uint64_t{1} << 40; }),
             absl::StatusCode::kResourceExhausted);
 }
 
 TEST_F(NcclHandoff, PinnedMemoryWhereGpusCannotReachEachOther) {
   EXPECT_EQ(ChooseMemory(0, PayloadMemory::kAuto), PayloadMemory::kGpu);
-  const simt::ScopedOptions apart({.devices = kGpus, .peer_access = false});
+  const simt::ScopedOptions apart({.devices = kHandoffGpus, .peer_access = false});
   EXPECT_EQ(ChooseMemory(0, PayloadMemory::kAuto), PayloadMemory::kPinned);
   EXPECT_EQ(ChooseMemory(0, PayloadMemory::kGpu), PayloadMemory::kGpu);
 }
 
 // --- strangers
-
-NcclAddress AddressOf(KvTransport& transport) {
-  const std::string address = transport.address();
-  // As it says itself, behind two names and a format.
-  const size_t at = address.find('\n') + 6;
-  const UcxVersion release{static_cast<uint8_t>(address[at]),
-                           static_cast<uint8_t>(address[at + 1])};
-  return DecodeNcclAddress(release, address).value();
-}
-
-void Say(Stranger& stranger, const HandoffMessage& message) {
-  const std::string payload = EncodeHandoff(message);
-  stranger.Say(FrameBytes(kFrameMagic, static_cast<uint32_t>(payload.size()),
-                          static_cast<uint32_t>(FrameKind::kHandoff), payload));
-}
 
 TEST_F(NcclHandoff, SurvivesStrangers) {
   auto a = Make(), b = Make();
@@ -298,7 +232,8 @@ TEST_F(NcclHandoff, SurvivesStrangers) {
       {{.kind = HandoffKind::kWelcome, .number = self}},
       {hello, hello},
       {hello, {.kind = HandoffKind::kGrant, .number = 1}},
-      {hello, {.kind = HandoffKind::kCopied, .number = 1}},
+      {hello, {.kind = HandoffKind::kPlaced, .number = 1}},
+      {hello, {.kind = HandoffKind::kOpen, .address = 4096, .text = std::string(128, 'i')}},
       {hello, {.kind = HandoffKind::kOffer, .number = 1}},
       {hello, {.kind = HandoffKind::kOffer, .number = 2, .entries = {entry}}},
       {hello, {.kind = HandoffKind::kOffer, .number = 1, .entries = {huge}}},
@@ -311,7 +246,7 @@ TEST_F(NcclHandoff, SurvivesStrangers) {
     for (const HandoffMessage& message : talk) Say(stranger, message);
     EXPECT_TRUE(stranger.AwaitEnd()) << static_cast<int>(talk.back().kind);
   }
-  EXPECT_GE(b->counters().malformed_messages, 13u);
+  EXPECT_GE(b->counters().malformed_messages, 14u);
   const TransferId transfer = a->Prepare(*b);
   ASSERT_TRUE(a->Post(transfer, 1, 0, 1000).ok());
   EXPECT_TRUE(Poll({a.get(), b.get()}, [&] { return b->peer.Count(kReceived) == 1; }));

@@ -12,6 +12,9 @@
 
 namespace baton::transport {
 
+// A release whose one-sided calls are used.
+inline constexpr int kOneSidedNccl = 23007;
+
 inline NcclTransportOptions TestNcclOptions() {
   NcclTransportOptions options;
   options.listen_ip = "127.0.0.1";
@@ -24,11 +27,13 @@ inline NcclTransportOptions TestNcclOptions() {
 
 class NcclTestFabric : public TestFabric {
  public:
-  NcclTestFabric(int gpus, PayloadMemory memory) : gpus_(gpus), memory_(memory) {}
+  NcclTestFabric(int gpus, PayloadMemory memory, bool one_sided = false)
+      : gpus_(gpus), memory_(memory), one_sided_(one_sided) {}
   std::unique_ptr<KvTransport> NewEndpoint() override {
     NcclTransportOptions options = TestNcclOptions();
     options.gpu = next_++ % gpus_;
     options.memory = memory_;
+    options.one_sided = one_sided_;
     return std::make_unique<StagedTransport>(
         CreateNcclTransport(options, std::make_shared<MonotonicClock>()).value());
   }
@@ -36,6 +41,7 @@ class NcclTestFabric : public TestFabric {
  private:
   const int gpus_;
   const PayloadMemory memory_;
+  const bool one_sided_;
   int next_ = 0;
 };
 

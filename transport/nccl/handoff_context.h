@@ -11,8 +11,8 @@
 
 #include "base/clock.h"
 #include "transport/group/frame_socket.h"
+#include "transport/nccl/handoff_channel.h"
 #include "transport/nccl/handoff_message.h"
-#include "transport/nccl/nccl_channel.h"
 #include "transport/nccl/nccl_transport.h"
 #include "transport/nccl/payload_memory.h"
 
@@ -32,6 +32,7 @@ struct HandoffCounters {
   std::atomic<uint64_t> communicators{0};
   std::atomic<uint64_t> evictions{0};
   std::atomic<uint64_t> batches_sent{0};
+  std::atomic<uint64_t> batches_put{0};
 };
 
 // When the endpoint's thread has to look again, though nothing wakes it.
@@ -63,9 +64,9 @@ struct HandoffContext {
   std::function<void(NcclArrival)> emit;
 
   // Channels that are aborted and not yet drained. Their memory is nobody's any more.
-  std::vector<std::unique_ptr<NcclChannel>> ending;
+  std::vector<std::unique_ptr<HandoffChannel>> ending;
 
-  void End(std::unique_ptr<NcclChannel> channel) {
+  void End(std::unique_ptr<HandoffChannel> channel) {
     if (channel == nullptr) return;
     channel->Abort();
     ending.push_back(std::move(channel));

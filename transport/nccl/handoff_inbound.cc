@@ -72,6 +72,11 @@ void HandoffInbound::Greet(FrameListener::Visitor visitor, Tick now) {
   link->socket = std::move(visitor.socket);
   link->copies = hello->place == context_.place;
   link->moved = now;
+  if (link->copies) {
+    absl::StatusOr<std::unique_ptr<HandoffChannel>> copies = MakeCopyChannel(context_.channel);
+    if (!copies.ok()) return;  // by which the sender loses its connection
+    link->channel = *std::move(copies);
+  }
   Tell(link->socket,
        {.kind = HandoffKind::kWelcome, .number = staging_->bytes(), .place = context_.place});
   links_.push_back(std::move(link));
@@ -107,27 +112,26 @@ absl::Status HandoffInbound::Handle(Link& link, const HandoffMessage& message, T
       if (link.copies || !link.running.empty() || message.text.size() != sizeof(ncclUniqueId)) {
         return absl::InvalidArgumentError("a communicator was offered where none can be");
       }
+      if (message.address > (context_.place.puts ? staging_->bytes() : 0)) {
+        return absl::InvalidArgumentError("a window was offered that cannot be");
+      }
       context_.End(std::move(link.channel));
       link.serial = message.number;
       link.open_id = message.text;
+      link.window_bytes = message.address;
       link.channel_since = now;
       return absl::OkStatus();
     case HandoffKind::kClosed:
-      if (link.running.empty() && message.number == link.serial) {
+      if (!link.copies && link.running.empty() && message.number == link.serial) {
         context_.End(std::move(link.channel));
         link.open_id.clear();
       }
       return absl::OkStatus();
     case HandoffKind::kOffer:
       return TakeOffer(link, message);
-    case HandoffKind::kCopied:
-      for (Running& running : link.running) {
-        if (!link.copies || running.is_done) continue;
-        if (running.offer.number != message.number) break;
-        running.is_done = true;
-        return absl::OkStatus();
-      }
-      return absl::InvalidArgumentError("a batch was copied that is not under way");
+    case HandoffKind::kPlaced:
+      if (link.channel != nullptr) return link.channel->Take(message.number);
+      return absl::InvalidArgumentError("a batch was announced that is not under way");
     case HandoffKind::kNotify: {
       if (!CheckNotify(std::as_bytes(std::span(message.text))).ok()) {
         return absl::InvalidArgumentError("a notify is too large");
@@ -177,6 +181,10 @@ bool HandoffInbound::MoveChannel(Link& link, Tick now) {
   if (link.channel == nullptr || link.has_failed) return false;
   link.channel->Poll();
   const absl::Status failure = link.channel->failure();
+  if (!failure.ok() && !link.channel->is_connected()) {
+    CannotConnect(link, failure);
+    return true;
+  }
   if (!failure.ok()) {
     context_.options.log.Warning("receiving from a peer failed",
                                  {{"status", std::string(failure.message())}});
@@ -198,17 +206,27 @@ void HandoffInbound::OpenChannel(Link& link, Tick now) {
   ncclUniqueId id = {};
   std::memcpy(id.internal, link.open_id.data(), sizeof(id.internal));
   link.open_id.clear();
-  absl::StatusOr<std::unique_ptr<NcclChannel>> channel =
-      NcclChannel::Connect(context_.channel, id, NcclChannel::kReceiver);
+  absl::StatusOr<std::unique_ptr<HandoffChannel>> channel =
+      link.window_bytes > 0
+          ? MakePutChannel(context_.channel, id, ChannelEnd::kReceiver, link.window_bytes)
+          : MakePairChannel(context_.channel, id, ChannelEnd::kReceiver);
   ++context_.counters.communicators;
-  if (!channel.ok()) {
-    context_.options.log.Warning("cannot connect to a sender of hand-offs",
-                                 {{"status", std::string(channel.status().message())}});
-    return Fail(link);
-  }
+  if (!channel.ok()) return CannotConnect(link, channel.status());
   link.channel = *std::move(channel);
   link.channel_since = now;
   link.was_served = false;
+}
+
+// Without a window it may work.
+void HandoffInbound::CannotConnect(Link& link, const absl::Status& why) {
+  if (link.window_bytes == 0) {
+    context_.options.log.Warning("cannot connect to a sender of hand-offs",
+                                 {{"status", std::string(why.message())}});
+    return Fail(link);
+  }
+  Tell(link.socket,
+       {.kind = HandoffKind::kEvict, .number = link.serial, .text = std::string(why.message())});
+  context_.End(std::move(link.channel));
 }
 
 // For one more communicator: the one that was idle for longest goes. One that has not been of use
@@ -217,7 +235,7 @@ bool HandoffInbound::MakeRoom(const Link& for_whom) {
   uint32_t live = 0;
   Link* oldest = nullptr;
   for (const auto& link : links_) {
-    if (link->channel == nullptr || link->has_failed) continue;
+    if (link->channel == nullptr || link->copies || link->has_failed) continue;
     ++live;
     if (link.get() == &for_whom || !link->running.empty()) continue;
     if (!link->offers.empty() && !link->was_served) continue;
@@ -269,12 +287,19 @@ bool HandoffInbound::GrantAll(Tick now) {
 HandoffInbound::Granted HandoffInbound::Grant(Link& link, Tick now) {
   Offer& offer = link.offers.front();
   Running running;
+  uint64_t where = 0;
   if (offer.bytes > 0) {
-    if (!link.copies && (link.channel == nullptr || !link.channel->is_ready())) {
-      return Granted::kNothing;
-    }
+    if (link.channel == nullptr || !link.channel->is_ready()) return Granted::kNothing;
     running.block = staging_->TryTake(offer.bytes);
     if (running.block == nullptr) return Granted::kNoRoom;
+    const absl::StatusOr<std::optional<uint64_t>> place =
+        link.channel->Expect(offer.number, running.block->bytes(), PieceBytes(offer.entries));
+    if (place.ok() && !place->has_value()) return Granted::kNothing;  // one before it makes room
+    if (!place.ok()) {
+      Fail(link);
+      return Granted::kYes;
+    }
+    where = **place;
   }
   running.is_done = offer.bytes == 0;
   running.offer = std::move(offer);
@@ -284,22 +309,7 @@ HandoffInbound::Granted HandoffInbound::Grant(Link& link, Tick now) {
   link.was_served = true;
   const Running& begun = link.running.back();
   if (begun.is_done) return Granted::kYes;  // nothing to move; the answer is that it was received
-  std::byte* const to = begun.block->bytes().data();
-  if (!link.copies) {
-    std::vector<ChannelPiece> pieces;
-    std::byte* at = to;
-    for (const uint64_t bytes : PieceBytes(begun.offer.entries)) {
-      pieces.push_back({at, bytes});
-      at += bytes;
-    }
-    if (!link.channel->Receive(begun.offer.number, pieces).ok()) {
-      Fail(link);
-      return Granted::kYes;
-    }
-  }
-  Tell(link.socket, {.kind = HandoffKind::kGrant,
-                     .number = begun.offer.number,
-                     .address = link.copies ? reinterpret_cast<uint64_t>(to) : 0});
+  Tell(link.socket, {.kind = HandoffKind::kGrant, .number = begun.offer.number, .address = where});
   return Granted::kYes;
 }
 

@@ -49,9 +49,10 @@ class HandoffInbound {
   struct Link {
     FrameSocket socket;
     bool copies = false;
-    std::unique_ptr<NcclChannel> channel;
-    uint64_t serial = 0;  // of the channel, or of the one to be opened
-    std::string open_id;  // of a channel to be opened, when there is room
+    std::unique_ptr<HandoffChannel> channel;
+    uint64_t serial = 0;        // of the channel, or of the one to be opened
+    std::string open_id;        // of a channel to be opened, when there is room
+    uint64_t window_bytes = 0;  // of the channel, or of that one; 0: it has none
     Tick channel_since;
     bool was_served = false;  // since the channel was opened
     std::deque<Offer> offers;
@@ -69,6 +70,7 @@ class HandoffInbound {
   absl::Status TakeOffer(Link& link, const HandoffMessage& message);
   bool MoveChannel(Link& link, Tick now);
   void OpenChannel(Link& link, Tick now);
+  void CannotConnect(Link& link, const absl::Status& why);
   bool MakeRoom(const Link& for_whom);
   bool Finish(Link& link, Tick now);
   void Deliver(const Running& running);

@@ -8,7 +8,8 @@ namespace baton::transport {
 std::string EncodeHandoff(const HandoffMessage& message) {
   PayloadWriter out;
   out.Put(static_cast<uint8_t>(message.kind)).Put(message.number).Put(message.address);
-  out.Put(message.place.endpoint).Put(message.place.gpu).PutText(message.text);
+  out.Put(message.place.endpoint).Put(message.place.gpu).Put(message.place.host);
+  out.Put(static_cast<uint8_t>(message.place.puts)).PutText(message.text);
   out.Put(static_cast<uint32_t>(message.entries.size()));
   for (const OfferEntry& entry : message.entries) {
     out.Put(entry.header).Put(static_cast<uint8_t>(entry.continues));
@@ -24,6 +25,8 @@ absl::StatusOr<HandoffMessage> DecodeHandoff(std::string_view bytes) {
   message.address = in.Get<uint64_t>();
   message.place.endpoint = in.Get<uint64_t>();
   message.place.gpu = in.Get<std::array<char, 16>>();
+  message.place.host = in.Get<uint64_t>();
+  message.place.puts = in.Get<uint8_t>() != 0;
   message.text = in.GetText();
   const uint32_t entries = in.Get<uint32_t>();
   const bool fits = entries <= kMaxBatchMessages;

@@ -6,17 +6,19 @@
 //
 //   sender                          receiver
 //   kHello (place, number: the      kWelcome (place, number: its staging's bytes) or kRefused
-//   (text)
-//     incarnation it looks for)
-//   kOpen (number, text: unique id) joins communicator `number`, in place of an earlier one
+//     incarnation it looks for)       (text)
+//   kOpen (number, text: unique id, joins communicator `number`, in place of an earlier one
+//     address: the window's bytes,
+//     0: none)
 //   kClosed (number)                leaves it
-//                                   kEvict (number): has left it; open another one when needed
+//                                   kEvict (number): has left it; open another one when needed,
+//                                     without a window if `text` says why
 //   kOffer (number, entries)        kGrant (number, address), once the receive is launched
-//   kCopied (number)                kReceived (number): the batch stands in staging
+//   kPlaced (number)                kReceived (number): the batch stands in staging
 //   kNotify (text)
 //
-// Batches are numbered from 1 on, offered, granted and received in order. kCopied only where an
-// endpoint sends to itself: it copies to the granted address.
+// Batches are numbered from 1 on, offered, granted and received in order. kPlaced where the sender
+// puts or copies them (handoff_channel.h): it stands at the granted address.
 
 #include <array>
 #include <cstdint>
@@ -38,7 +40,7 @@ enum class HandoffKind : uint8_t {
   kEvict,
   kOffer,
   kGrant,
-  kCopied,
+  kPlaced,
   kReceived,
   kNotify,
 };
@@ -50,6 +52,8 @@ inline constexpr size_t kMaxBatchMessages = 128;
 struct HandoffPlace {
   uint64_t endpoint = 0;  // its incarnation
   std::array<char, 16> gpu = {};
+  uint64_t host = 0;
+  bool puts = false;  // takes part in one-sided hand-offs, with others on its host
   friend bool operator==(const HandoffPlace&, const HandoffPlace&) = default;
 };
 

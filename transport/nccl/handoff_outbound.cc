@@ -164,6 +164,7 @@ absl::Status HandoffOutbound::Handle(Peer& peer, const HandoffMessage& message, 
       return absl::UnavailableError(absl::StrCat("the peer refuses: ", message.text));
     case HandoffKind::kEvict:
       if (peer.channel != nullptr && message.number == peer.serial && !peer.copies) {
+        if (!message.text.empty()) GiveUpPuts(peer, message.text);
         context_.End(std::move(peer.channel));
       }
       return absl::OkStatus();
@@ -171,7 +172,7 @@ absl::Status HandoffOutbound::Handle(Peer& peer, const HandoffMessage& message, 
       const absl::Status found = FindBatch(peer, message, &batch);
       if (!found.ok()) return found;
       batch->is_granted = true;
-      batch->to = reinterpret_cast<std::byte*>(message.address);
+      batch->where = message.address;
       return absl::OkStatus();
     }
     case HandoffKind::kReceived: {
@@ -199,6 +200,7 @@ absl::Status HandoffOutbound::Welcome(Peer& peer, const HandoffMessage& message,
         "the peer uses the same GPU, and NCCL connects different ones only; give each worker a "
         "GPU of its own, or set handoff.transport to ucx (inproc in one process)");
   }
+  AgreeOnPuts(peer, message.place);
   OpenChannel(peer, now);
   return absl::OkStatus();
 }
@@ -218,23 +220,47 @@ absl::Status HandoffOutbound::FindBatch(Peer& peer, const HandoffMessage& messag
 
 // --- the channel
 
+void HandoffOutbound::AgreeOnPuts(Peer& peer, const HandoffPlace& theirs) {
+  const HandoffPlace& ours = context_.place;
+  if (peer.copies || !ours.puts) return;
+  peer.puts = theirs.puts && theirs.host == ours.host;
+  if (!peer.puts) GiveUpPuts(peer, theirs.puts ? "it is on another host" : "it does not take part");
+}
+
+void HandoffOutbound::GiveUpPuts(Peer& peer, const std::string& why) {
+  peer.puts = false;
+  context_.options.log.Info("hand-offs to a peer are not one-sided",
+                            {{"peer", peer.socket.PeerAddress()}, {"why", why}});
+}
+
+// Room for any batch.
+uint64_t HandoffOutbound::WindowBytes(const Peer& peer) const {
+  const NcclTransportOptions& options = context_.options;
+  return std::min(std::max(options.coalesce_bytes * kBatchFactor, options.max_message_bytes),
+                  peer.staging_bytes);
+}
+
 void HandoffOutbound::OpenChannel(Peer& peer, Tick now) {
   if (!peer.copies && !MakeRoom(peer)) return;
-  absl::StatusOr<std::unique_ptr<NcclChannel>> channel;
+  absl::StatusOr<std::unique_ptr<HandoffChannel>> channel;
   ++peer.serial;
   if (peer.copies) {
-    channel = NcclChannel::ForCopies(context_.channel);
+    channel = MakeCopyChannel(context_.channel);
   } else {
     ncclUniqueId id = {};
     const ncclResult_t made = ncclGetUniqueId(&id);
-    if (made == ncclSuccess) {
-      channel = NcclChannel::Connect(context_.channel, id, NcclChannel::kSender);
-      ++context_.counters.communicators;
-    } else {
+    const uint64_t window_bytes = peer.puts ? WindowBytes(peer) : 0;
+    if (made != ncclSuccess) {
       channel = absl::InternalError(ncclGetErrorString(made));
+    } else if (peer.puts) {
+      channel = MakePutChannel(context_.channel, id, ChannelEnd::kSender, window_bytes);
+    } else {
+      channel = MakePairChannel(context_.channel, id, ChannelEnd::kSender);
     }
+    ++context_.counters.communicators;
     Tell(peer.socket, {.kind = HandoffKind::kOpen,
                        .number = peer.serial,
+                       .address = window_bytes,
                        .text = std::string(id.internal, sizeof(id.internal))});
   }
   if (!channel.ok()) return Fail(peer, channel.status());
@@ -271,6 +297,11 @@ bool HandoffOutbound::MoveChannel(Peer& peer, Tick now) {
   if (peer.channel == nullptr || !peer.failure.ok()) return false;
   bool moved = false;
   peer.channel->Poll();
+  if (!peer.channel->failure().ok() && peer.puts && !peer.channel->is_connected()) {
+    GiveUpPuts(peer, std::string(peer.channel->failure().message()));
+    CloseChannel(peer);
+    return true;
+  }
   if (!peer.channel->failure().ok()) {
     Fail(peer, absl::UnavailableError(absl::StrCat("sending to the peer failed: ",
                                                    peer.channel->failure().message())));
@@ -279,13 +310,19 @@ bool HandoffOutbound::MoveChannel(Peer& peer, Tick now) {
   if (peer.channel->is_connected() && !std::exchange(peer.was_connected, true)) {
     peer.moved = now;
     moved = true;
+    if (peer.puts && !std::exchange(peer.told_puts, true)) {
+      context_.options.log.Info("hand-offs to a peer are one-sided",
+                                {{"peer", peer.socket.PeerAddress()}});
+    }
   }
   while (const std::optional<uint64_t> done = peer.channel->TakeFinished()) {
     moved = true;
     for (Batch& batch : peer.batches) {
       if (batch.number == *done) batch.is_done = true;
     }
-    if (peer.copies) Tell(peer.socket, {.kind = HandoffKind::kCopied, .number = *done});
+    if (peer.channel->announces()) {
+      Tell(peer.socket, {.kind = HandoffKind::kPlaced, .number = *done});
+    }
   }
   return LaunchGranted(peer, now) || moved;
 }
@@ -299,9 +336,8 @@ bool HandoffOutbound::LaunchGranted(Peer& peer, Tick now) {
     peer.moved = now;
     moved = true;
     ++context_.counters.batches_sent;
-    const absl::Status status = peer.copies
-                                    ? peer.channel->Copy(batch.number, batch.to, batch.pieces)
-                                    : peer.channel->Send(batch.number, batch.pieces);
+    context_.counters.batches_put += peer.puts ? 1 : 0;
+    const absl::Status status = peer.channel->Send(batch.number, batch.pieces, batch.where);
     if (!status.ok()) {
       Fail(peer, status);
       break;

@@ -63,17 +63,19 @@ class HandoffOutbound {
     bool is_launched = false;
     bool is_done = false;      // here
     bool is_received = false;  // there
-    std::byte* to = nullptr;   // of copies
+    uint64_t where = 0;        // it is granted
   };
   struct Peer {
     std::string address;
     uint64_t incarnation = 0;
     FrameSocket socket;
     bool is_welcome = false;
-    bool copies = false;         // it is this endpoint itself
+    bool copies = false;  // it is this endpoint itself
+    bool puts = false;    // its channels have windows
+    bool told_puts = false;
     uint64_t staging_bytes = 0;  // the receiver's
     Tick moved;                  // when it last did something for this side
-    std::unique_ptr<NcclChannel> channel;
+    std::unique_ptr<HandoffChannel> channel;
     uint64_t serial = 0;  // of the channel; from 1 on
     Tick channel_since;
     bool was_connected = false;
@@ -100,6 +102,10 @@ class HandoffOutbound {
   absl::Status FindBatch(Peer& peer, const HandoffMessage& message, Batch** batch);
   bool PollSocket(Peer& peer, Tick now);
   bool MoveChannel(Peer& peer, Tick now);
+  // Whether both sides can put; else, and from then on, they send and receive.
+  void AgreeOnPuts(Peer& peer, const HandoffPlace& theirs);
+  void GiveUpPuts(Peer& peer, const std::string& why);
+  uint64_t WindowBytes(const Peer& peer) const;
   void OpenChannel(Peer& peer, Tick now);
   bool MakeRoom(const Peer& for_whom);
   void CloseChannel(Peer& peer);

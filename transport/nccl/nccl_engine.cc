@@ -64,24 +64,42 @@ absl::Status NcclEngine::Start(UcxVersion nccl) {
         "eventfd: ", std::strerror(errno), "; raise the limit of open files (ulimit -n)"));
   }
   BATON_ASSIGN_OR_RETURN(const auto gpu, GpuIdentity(options_.gpu));
-  context_.emplace(HandoffContext{.options = options_,
-                                  .channel = {.gpu = options_.gpu,
-                                              .max_ctas = options_.max_ctas,
-                                              .wake_fd = command_fd_,
-                                              .launches = options_.launches},
-                                  .place = {.endpoint = RandomIncarnation(), .gpu = gpu},
-                                  .counters = counters_,
-                                  .emit =
-                                      [this](NcclArrival arrival) {
-                                        if (IsMessage(arrival)) ++messages_waiting_;
-                                        fresh_.push_back(std::move(arrival));
-                                      },
-                                  .ending = {}});
+  host_id_ = HostId();
+  std::optional<OneSidedCalls> one_sided = FindOneSided();
+  const bool puts = one_sided.has_value();
+  context_.emplace(HandoffContext{
+      .options = options_,
+      .channel = {.gpu = options_.gpu,
+                  .max_ctas = options_.max_ctas,
+                  .wake_fd = command_fd_,
+                  .launches = options_.launches,
+                  .one_sided = one_sided},
+      .place = {.endpoint = RandomIncarnation(), .gpu = gpu, .host = host_id_, .puts = puts},
+      .counters = counters_,
+      .emit =
+          [this](NcclArrival arrival) {
+            if (IsMessage(arrival)) ++messages_waiting_;
+            fresh_.push_back(std::move(arrival));
+          },
+      .ending = {}});
   BATON_ASSIGN_OR_RETURN(FrameListener listener, Listen(nccl));
   inbound_.emplace(*context_, std::move(listener), staging_.has_value() ? &*staging_ : nullptr);
   outbound_.emplace(*context_);
   thread_.emplace("baton-nccl", [this] { Run(); });
   return absl::OkStatus();
+}
+
+// Nothing where hand-offs of this endpoint cannot be one-sided, or are not asked to be.
+std::optional<OneSidedCalls> NcclEngine::FindOneSided() const {
+  if (!options_.one_sided) return std::nullopt;
+  absl::StatusOr<OneSidedCalls> calls = FindOneSidedCalls();
+  if (calls.ok() && memory_ != PayloadMemory::kGpu) {
+    calls = absl::FailedPreconditionError("messages lie in the host's memory");
+  }
+  if (calls.ok()) return *calls;
+  options_.log.Warning("hand-offs are not one-sided",
+                       {{"why", std::string(calls.status().message())}});
+  return std::nullopt;
 }
 
 absl::StatusOr<FrameListener> NcclEngine::Listen(UcxVersion nccl) {
@@ -96,7 +114,6 @@ absl::StatusOr<FrameListener> NcclEngine::Listen(UcxVersion nccl) {
   BATON_ASSIGN_OR_RETURN(FrameListener listener,
                          FrameListener::Listen(options_.listen_ip, options_.listen_port,
                                                FrameListener::Guests::kHandoffs));
-  host_id_ = HostId();
   address.host_id = host_id_;
   address.incarnation = context_->place.endpoint;
   address.port = listener.port();
@@ -167,7 +184,8 @@ NcclCounters NcclEngine::counters() const {
           .peers_lost = counters_.peers_lost,
           .communicators = counters_.communicators,
           .evictions = counters_.evictions,
-          .batches_sent = counters_.batches_sent};
+          .batches_sent = counters_.batches_sent,
+          .batches_put = counters_.batches_put};
 }
 
 void NcclEngine::WakeOwner() {

@@ -61,6 +61,7 @@ class NcclEngine {
  private:
   NcclEngine(const NcclTransportOptions& options, std::shared_ptr<Clock> clock);
   absl::Status Start(UcxVersion nccl);
+  std::optional<OneSidedCalls> FindOneSided() const;
   absl::StatusOr<FrameListener> Listen(UcxVersion nccl);
 
   void Run();

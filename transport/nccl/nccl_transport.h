@@ -43,6 +43,9 @@ struct NcclTransportOptions {
   uint16_t listen_port = 0;
 
   PayloadMemory memory = PayloadMemory::kAuto;
+  // Where both ends ask for it and can: a sender puts into memory of the receiver's GPU that it
+  // reaches, instead of a send and a receive of NCCL's. README.md says when, and how that fails.
+  bool one_sided = false;
   uint64_t max_message_bytes = uint64_t{16} << 20;
   // Received and not yet polled; one ring, allocated at once. At least max_message_bytes; 0: this
   // endpoint only sends, and refuses senders.
@@ -75,6 +78,7 @@ struct NcclCounters {
   uint64_t communicators = 0;       // made
   uint64_t evictions = 0;           // communicators torn down for others
   uint64_t batches_sent = 0;
+  uint64_t batches_put = 0;  // of these, one-sided
 };
 
 class NcclTransport : public KvTransport {

@@ -3,6 +3,7 @@
 #include <nccl.h>
 
 #include "base/shared_library.h"
+#include "transport/nccl/one_sided_calls.h"
 
 // What the project calls, each with the parameters that nccl.h gives it (the compiler compares).
 #define BATON_NCCL_FUNCTIONS(V)                                                              \
@@ -75,6 +76,9 @@ absl::Status LoadNccl() {
 #undef BATON_NAME
   return Nccl().Has(kFunctions);
 }
+
+// What only some releases have (one_sided_calls.h).
+void* FindNcclFunction(const char* name) { return Nccl().Find(name); }
 
 }  // namespace baton::transport
 
