@@ -91,7 +91,8 @@ set(BATON_CUDA_HOST
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_moe.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_pages.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_rows.cc
-    ${CMAKE_SOURCE_DIR}/kernels/cuda/tensor_map.cc)
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/tensor_map.cc
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/weight_maps.cc)
 
 # Collectives and hand-off between GPUs.
 set(BATON_NCCL_SOURCES

@@ -12,7 +12,6 @@ namespace {
 
 using kernels::TensorView;
 
-constexpr int64_t kAlignment = 256;
 // A large tensor goes in pieces, so that progress is seen.
 constexpr int64_t kPieceBytes = int64_t{64} << 20;
 
@@ -27,7 +26,9 @@ void Append(MlpWeights& mlp, std::vector<TensorView*>* views) {
   Append(mlp.down, views);
 }
 
-// Every view that is there, in the order of the forward pass.
+// Every view that is there, in the order of the forward pass. Matrices of a layer's experts lie
+// behind each other, at equal distances, and their scales behind them: kernels may then take them
+// for layers of one tensor.
 std::vector<TensorView*> AllViewsOf(Weights& weights) {
   std::vector<TensorView*> views = {&weights.embed};
   for (LayerWeights& layer : weights.layers) {
@@ -40,7 +41,8 @@ std::vector<TensorView*> AllViewsOf(Weights& weights) {
     Append(layer.mlp, &views);
     Append(layer.moe.shared, &views);
     for (auto* experts : {&layer.moe.expert_gate, &layer.moe.expert_up, &layer.moe.expert_down}) {
-      for (kernels::Weight& weight : *experts) Append(weight, &views);
+      for (kernels::Weight& weight : *experts) views.push_back(&weight.w);
+      for (kernels::Weight& weight : *experts) views.push_back(&weight.scales);
     }
   }
   views.push_back(&weights.norm);
@@ -52,7 +54,7 @@ std::vector<TensorView*> AllViewsOf(Weights& weights) {
 }  // namespace
 
 int64_t DeviceRoomOf(const TensorView& view) {
-  return (static_cast<int64_t>(view.bytes()) + kAlignment - 1) / kAlignment * kAlignment;
+  return (static_cast<int64_t>(view.bytes()) + kRoomUnit - 1) / kRoomUnit * kRoomUnit;
 }
 
 void UploadMeter::Add(int64_t bytes) {

@@ -14,7 +14,8 @@
 
 namespace baton::model {
 
-// What a view takes in a device's memory beside others.
+// What a view takes in a device's memory beside others, a multiple of kRoomUnit.
+inline constexpr int64_t kRoomUnit = 256;
 int64_t DeviceRoomOf(const kernels::TensorView& view);
 
 // Tells how far the copying is, a few hundred times at most.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <numeric>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
@@ -17,6 +18,14 @@ using kernels::TensorView;
 
 // What is copied at once: a millisecond of a link of 1 GB/s, so that a limit is kept evenly.
 constexpr int64_t kPieceBytes = int64_t{1} << 20;
+
+// A place is rounded up to whole rows where that is little: no more than this, or than such a part.
+constexpr int64_t kLittleBytes = int64_t{4} << 10;
+constexpr int64_t kLittlePart = 16;
+
+int64_t RowBytes(const TensorView& matrix) {
+  return matrix.dim(1) * static_cast<int64_t>(kernels::DTypeBytes(matrix.dtype));
+}
 
 std::array<TensorView*, 6> ViewsOf(ExpertWeights& expert) {
   return {&expert.gate.w,    &expert.gate.scales, &expert.up.w,
@@ -37,16 +46,21 @@ int64_t BytesOf(const ExpertWeights& expert) {
 }
 
 int64_t ExpertPlaces::PlaceBytes(const ModelConfig& config, const Weights& weights) {
-  int64_t most = 0;
+  int64_t most = 0, unit = kRoomUnit;
   for (int32_t layer = 0; layer < config.layers - config.dense_layers; ++layer) {
     for (int32_t e = 0; e < config.routed_experts; ++e) {
       ExpertWeights expert = ExpertOf(config, weights, layer, e);
       int64_t bytes = 0;
       for (const TensorView* view : ViewsOf(expert)) bytes += DeviceRoomOf(*view);
       most = std::max(most, bytes);
+      for (const kernels::Weight* weight : {&expert.gate, &expert.up, &expert.down}) {
+        // Once it is too much, another row's bytes make it no less; and it must not overflow.
+        if (unit <= most) unit = std::lcm(unit, RowBytes(weight->w));
+      }
     }
   }
-  return most;
+  const bool is_little = unit <= std::max(kLittleBytes, most / kLittlePart);
+  return is_little ? (most + unit - 1) / unit * unit : most;
 }
 
 absl::StatusOr<std::unique_ptr<ExpertPlaces>> ExpertPlaces::Create(kernels::Device& device,

@@ -62,7 +62,9 @@ class ExpertPlaces {
     std::vector<size_t> places_;
   };
 
-  // Bytes of a place: room for the largest expert, each tensor aligned.
+  // Bytes of a place: room for the largest expert, each tensor aligned, and up to whole rows of
+  // each of its matrices where that costs little. The experts of a table are then as far from each
+  // other as some number of rows, which lets kernels take them for layers of one tensor.
   static int64_t PlaceBytes(const ModelConfig& config, const Weights& weights);
   // `weights` (where copies come from) and the Device outlive it. RESOURCE_EXHAUSTED when the
   // device has no room.

@@ -149,6 +149,8 @@ BATON_DEVICE void CopyBulk(void* shared, const void* global, int bytes,
 // Counts all of the box into the barrier's bytes.
 BATON_DEVICE void CopyTensor(void* shared, const TensorMap* map, int column, int row, int layer,
                              TransactionBarrier* barrier);
+// Has the copy engine fetch a map that it will need, while other things go on.
+BATON_DEVICE void PrefetchTensorMap(const TensorMap* map);
 // Makes what this thread has written to shared memory, by stores or CopyAsync16, known to the copy
 // engine and to matrix instructions of warpgroups: by each thread that wrote, in front of the
 // barrier behind which they use it.

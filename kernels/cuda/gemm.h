@@ -19,6 +19,16 @@ struct GemmWeight {
   const float* scales = nullptr;  // kE4M3: [blocks of n, blocks of k]
   int64_t stride = 0;             // elements
   int32_t first_row = 0;          // as Weight::first_row
+  int32_t layer = 0;              // of the lattice of its table's half, where there is one
+};
+
+// Where the matrices of all groups lie, if that is at equal distances: layer i begins i times
+// step_bytes behind `data`.
+struct GemmLattice {
+  const void* data = nullptr;  // null: elsewhere
+  int64_t row_bytes = 0;       // from one row to the next
+  int64_t step_bytes = 0;
+  int64_t layers = 0;
 };
 
 struct GemmLaunch {
@@ -30,6 +40,7 @@ struct GemmLaunch {
   const GemmWeight* table = nullptr;   // device memory, with offsets: w of each group, then, for
                                        // kSiluMul, w2 of each
   GemmWeight w, w2;                    // without a table
+  GemmLattice lattice, lattice2;       // of the table's w and w2
   Rows out;                            // [rows, n]
   int groups = 1;
   int rows = 0;  // > 0: of out; those at and behind offsets[groups] are not written

@@ -14,15 +14,13 @@ namespace {
 constexpr int kSteps = kHopperDepth / 32;  // instructions of a stage
 
 template <int rows, int stages>
-struct CodeShape {
-  static constexpr int kRows = rows, kStages = stages;
-};
+using CodeShape = HopperShape<rows, stages, 1>;
 
 // 128 codes of a row are the 128 bytes that are swizzled.
 template <typename S>
 struct CodeStage {
   alignas(1024) unsigned char x[S::kRows * 128];
-  alignas(1024) unsigned char w[2][kSide * 128];
+  TilesOfW<S> w;
   alignas(8) float scales[S::kRows];  // of x's rows
 };
 
@@ -33,57 +31,44 @@ using Ring = HopperRing<S, CodeStage<S>>;
 
 template <typename S>
 struct CodeCopy {
-  const GemmLaunch& args;
-  const GemmTile& tile;
+  static_assert(S::kCopying >= S::kRows);  // a row's scales are one thread's
+
+  const HopperGemm& launch;
   const Outputs& outputs;
   const int count;
-  const int piece, line;
-  const CopiesOfX<S> rows;
+  const CopiesOfX<S> of_x;
+  const CopiesOfW<S> of_w;
   const float* scales;  // of the row whose scales this thread brings; null: none
   float scale;          // of the next stage: read one stage ahead
 
-  BATON_DEVICE CodeCopy(const GemmLaunch& launch, const GemmTile& of, const Outputs& columns,
+  BATON_DEVICE CodeCopy(const HopperGemm& all, const GemmTile& tile, const Outputs& columns,
                         int stages)
-      : args(launch),
-        tile(of),
+      : launch(all),
         outputs(columns),
         count(stages),
-        piece((ThreadIndex() - kComputing) % kPieces),
-        line((ThreadIndex() - kComputing) / kPieces),
-        rows(launch, of, (ThreadIndex() - kComputing) / kPieces),
+        of_x(all.product, tile),
+        of_w(all.product, tile, columns),
         scales(nullptr) {
-    const int row = ThreadIndex() - kComputing;
-    if (row < Least(S::kRows, tile.rows)) {
-      scales = args.x_scales + SourceRow(args, tile, row) * args.x_scale_stride;
+    const GemmLaunch& args = launch.product;
+    if (Copier() < Least(S::kRows, tile.rows)) {
+      scales = args.x_scales + SourceRow(args, tile, Copier()) * args.x_scale_stride;
     }
     scale = scales == nullptr ? 0.0f : scales[0];
   }
 
-  BATON_DEVICE void operator()(int i, CodeStage<S>& stage) {
-    const int k = i * kHopperDepth + 16 * piece;
-    const void* const anywhere = args.x.data;
+  BATON_DEVICE void operator()(int i, CodeStage<S>& stage, TransactionBarrier* full) {
+    of_w.Copy(launch, outputs, i * kHopperDepth, stage.w, full);
+    const GemmLaunch& args = launch.product;
+    const int k = i * kHopperDepth + 16 * CopiersPiece();
     const auto* const x = static_cast<const unsigned char*>(args.x.data) + BlockZ() * args.x_step;
 #pragma unroll
-    for (int j = 0; j < S::kRows / kLines; ++j) {
+    for (int j = 0; j < S::kRows / S::kLines; ++j) {
       const unsigned char* const from =
-          rows.rows[j] < 0 ? nullptr : x + rows.rows[j] * args.x.stride;
-      CopyPiece(&stage.x[SwizzledByte(j * kLines + line, 16 * piece)], from, k, args.k, anywhere);
+          of_x.rows[j] < 0 ? nullptr : x + of_x.rows[j] * args.x.stride;
+      CopyPiece(&stage.x[SwizzledByte(j * S::kLines + CopiersLine(), 16 * CopiersPiece())], from, k,
+                args.k, args.x.data);
     }
-#pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      const GemmWeight& weight = WeightOf(args, tile.group, outputs.pair && side == 1);
-      const auto* const data = static_cast<const unsigned char*>(weight.data);
-#pragma unroll
-      for (int j = 0; j < kSide / kLines; ++j) {
-        const int row = j * kLines + line;
-        const int output = outputs.Of(side * kSide + row);
-        const unsigned char* const from =
-            output < args.n ? data + (outputs.w_row + output) * weight.stride : nullptr;
-        CopyPiece(&stage.w[side][SwizzledByte(row, 16 * piece)], from, k, args.k, anywhere);
-      }
-    }
-    const int row = ThreadIndex() - kComputing;
-    if (row < S::kRows) stage.scales[row] = scale;
+    if (Copier() < S::kRows) stage.scales[Copier()] = scale;
     if (scales != nullptr && i + 1 < count) scale = scales[i + 1];
   }
 };
@@ -92,7 +77,7 @@ struct CodeCopy {
 
 template <typename S>
 BATON_DEVICE void MultiplyStage(const CodeStage<S>& stage, HopperSums<S>& sums) {
-  const auto& w = stage.w[Warp() / 4];
+  const auto& w = stage.w.tiles[Warp() / 4][0];
   GroupMmaFence(sums);
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
@@ -128,16 +113,18 @@ BATON_DEVICE void ComputeAll(const GemmLaunch& args, const GemmTile& tile, const
 }
 
 template <typename S>
-BATON_KERNEL(kHopperThreads)
-GemmE4M3HopperKernel(const GemmLaunch args) {
+BATON_KERNEL(S::kThreads)
+GemmE4M3HopperKernel(BATON_GRID_CONSTANT const HopperGemm launch) {
   auto& ring = SharedMemory<Ring<S>>();
+  PrefetchMaps(launch);
+  const GemmLaunch& args = launch.product;
   const GemmTile tile = FindTile<S::kRows>(args, BlockX());
   if (tile.rows <= 0) return;  // the whole block
-  ring.Initialize();
+  ring.Initialize(launch);
   const Outputs outputs(args);
   const int count = (args.k + kHopperDepth - 1) / kHopperDepth;
   if (ThreadIndex() >= kComputing) {
-    CodeCopy<S> copy(args, tile, outputs, count);
+    CodeCopy<S> copy(launch, tile, outputs, count);
     CopyAll<S>(count, ring, copy);
   } else {
     ComputeAll<S>(args, tile, outputs, count, ring);

@@ -11,34 +11,20 @@ namespace baton::kernels::cuda {
 namespace {
 
 constexpr int kCopyRegisters = 72, kComputeRegisters = 216;
-constexpr int kSteps = kHopperDepth / 16;      // instructions of a stage
-constexpr int kChunks = 2;                     // of 64 BF16, 128 bytes
-constexpr int kCodePitch = kHopperDepth + 16;  // eight rows begin on different banks
-constexpr int kChunkBytes = kSide * 128;
+constexpr int kSteps = kHopperDepth / 16;  // instructions of a stage
+constexpr int kChunks = 2;                 // of 64 BF16, 128 bytes
 
 template <int rows, int stages, bool fp8>
-struct HopperShape {
-  static constexpr int kRows = rows, kStages = stages;
+struct WideShape : HopperShape<rows, stages, fp8 ? 1 : 2> {
   static constexpr bool kFp8 = fp8;
   // Whether those that compute need more registers than an even share.
   static constexpr bool kRoles = rows > 64;
 };
 
-template <bool kFp8>
-struct StageOfW;
-template <>
-struct alignas(1024) StageOfW<true> {
-  unsigned char codes[2 * kSide][kCodePitch];
-};
-template <>
-struct alignas(1024) StageOfW<false> {
-  unsigned char chunks[2][kChunks][kChunkBytes];
-};
-
 template <typename S>
 struct HopperStage {
   alignas(1024) unsigned char x[kChunks][S::kRows * 128];
-  StageOfW<S::kFp8> w;
+  TilesOfW<S> w;
 };
 
 template <typename S>
@@ -47,15 +33,13 @@ using Ring = HopperRing<S, HopperStage<S>>;
 // --- those that copy
 
 template <typename S>
-BATON_DEVICE void CopyStage(const GemmLaunch& args, const GemmTile& tile, const Outputs& outputs,
-                            const CopiesOfX<S>& copies, int k, HopperStage<S>& stage) {
-  const int thread = ThreadIndex() - kComputing;
-  const int piece = thread % kPieces, line = thread / kPieces;
-  const void* const anywhere = args.x.data;
+BATON_DEVICE void CopyRowsOfX(const GemmLaunch& args, const CopiesOfX<S>& copies, int k,
+                              HopperStage<S>& stage) {
+  const int piece = CopiersPiece();
   const auto* const x = static_cast<const uint16_t*>(args.x.data) + BlockZ() * args.x_step;
 #pragma unroll
-  for (int i = 0; i < S::kRows / kLines; ++i) {
-    const int row = i * kLines + line;
+  for (int i = 0; i < S::kRows / S::kLines; ++i) {
+    const int row = i * S::kLines + CopiersLine();
     const auto* const from =
         copies.rows[i] < 0
             ? nullptr
@@ -63,30 +47,7 @@ BATON_DEVICE void CopyStage(const GemmLaunch& args, const GemmTile& tile, const 
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       CopyPiece(&stage.x[c][SwizzledByte(row, 16 * piece)], from, 2 * k + 128 * c + 16 * piece,
-                2 * args.k, anywhere);
-    }
-  }
-  constexpr int kElement = S::kFp8 ? 1 : 2;
-#pragma unroll
-  for (int side = 0; side < 2; ++side) {
-    const GemmWeight& weight = WeightOf(args, tile.group, outputs.pair && side == 1);
-    const auto* const data = static_cast<const unsigned char*>(weight.data);
-#pragma unroll
-    for (int i = 0; i < kSide / kLines; ++i) {
-      const int row = i * kLines + line;
-      const int output = outputs.Of(side * kSide + row);
-      const unsigned char* const from =
-          output < args.n ? data + (outputs.w_row + output) * weight.stride * kElement : nullptr;
-      if constexpr (S::kFp8) {
-        CopyPiece(&stage.w.codes[side * kSide + row][16 * piece], from, k + 16 * piece, args.k,
-                  anywhere);
-      } else {
-#pragma unroll
-        for (int c = 0; c < kChunks; ++c) {
-          CopyPiece(&stage.w.chunks[side][c][SwizzledByte(row, 16 * piece)], from,
-                    2 * k + 128 * c + 16 * piece, 2 * args.k, anywhere);
-        }
-      }
+                2 * args.k, args.x.data);
     }
   }
 }
@@ -105,7 +66,8 @@ BATON_DEVICE void MultiplyStage(const HopperStage<S>& stage, bool add, HopperSum
     for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const unsigned char* const from = &stage.w.codes[RowOf(half)][16 * step + Lane() % 4 * 2];
+        const int at = SwizzledByte(RowOf(half) % kSide, 16 * step + Lane() % 4 * 2);
+        const unsigned char* const from = &stage.w.tiles[Warp() / 4][0][at];
         const uint32_t low = reinterpret_cast<const TwoCodes*>(from)->bits;
         const uint32_t high = reinterpret_cast<const TwoCodes*>(from + 8)->bits;
         uint32_t pairs[2];
@@ -123,7 +85,7 @@ BATON_DEVICE void MultiplyStage(const HopperStage<S>& stage, bool add, HopperSum
     GroupMmaCommit();
     GroupMmaWait<0>(sums, a);
   } else {
-    const auto& w = stage.w.chunks[Warp() / 4];
+    const auto& w = stage.w.tiles[Warp() / 4];
     GroupMmaFence(sums);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
@@ -159,19 +121,23 @@ BATON_DEVICE void ComputeAll(const GemmLaunch& args, const GemmTile& tile, const
 }
 
 template <typename S>
-BATON_KERNEL(kHopperThreads)
-GemmHopperKernel(const GemmLaunch args) {
+BATON_KERNEL(S::kThreads)
+GemmHopperKernel(BATON_GRID_CONSTANT const HopperGemm launch) {
   auto& ring = SharedMemory<Ring<S>>();
+  PrefetchMaps(launch);
+  const GemmLaunch& args = launch.product;
   const GemmTile tile = FindTile<S::kRows>(args, BlockX());
   if (tile.rows <= 0) return;  // the whole block
-  ring.Initialize();
+  ring.Initialize(launch);
   const Outputs outputs(args);
   const int count = (args.k + kHopperDepth - 1) / kHopperDepth;
   if (ThreadIndex() >= kComputing) {
     if constexpr (S::kRoles) GiveRegisters<kCopyRegisters>();
-    const CopiesOfX<S> copies(args, tile, (ThreadIndex() - kComputing) / kPieces);
-    const auto copy = [&](int i, HopperStage<S>& stage) {
-      CopyStage<S>(args, tile, outputs, copies, i * kHopperDepth, stage);
+    const CopiesOfX<S> of_x(args, tile);
+    const CopiesOfW<S> of_w(args, tile, outputs);
+    const auto copy = [&](int i, HopperStage<S>& stage, TransactionBarrier* full) {
+      of_w.Copy(launch, outputs, i * kHopperDepth, stage.w, full);
+      CopyRowsOfX<S>(args, of_x, i * kHopperDepth, stage);
     };
     CopyAll<S>(count, ring, copy);
   } else {
@@ -188,9 +154,9 @@ cudaError_t LaunchWith(const GemmLaunch& args, cudaStream_t stream) {
 template <bool kFp8>
 cudaError_t LaunchType(const GemmLaunch& args, cudaStream_t stream) {
   const int rows = (args.rows + args.groups - 1) / args.groups;
-  if (rows <= 16) return LaunchWith<HopperShape<16, kFp8 ? 5 : 3, kFp8>>(args, stream);
-  if (rows <= 64) return LaunchWith<HopperShape<64, kFp8 ? 6 : 4, kFp8>>(args, stream);
-  return LaunchWith<HopperShape<128, kFp8 ? 4 : 3, kFp8>>(args, stream);
+  if (rows <= 16) return LaunchWith<WideShape<16, kFp8 ? 5 : 3, kFp8>>(args, stream);
+  if (rows <= 64) return LaunchWith<WideShape<64, kFp8 ? 7 : 4, kFp8>>(args, stream);
+  return LaunchWith<WideShape<128, kFp8 ? 4 : 3, kFp8>>(args, stream);
 }
 
 }  // namespace

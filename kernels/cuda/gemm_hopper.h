@@ -6,22 +6,42 @@
 //
 // Rows of w are the instruction's 64 rows and rows of x its columns, so few rows of x waste
 // nothing: a block computes 128 rows of w (64 of each of two warpgroups; of gate and up 64 each)
-// for the kRows rows of x that its shape S has. A third warpgroup copies both to a ring of kStages
-// stages.
+// for the kRows rows of x that its shape S has. Others bring both to a ring of kStages stages: rows
+// of x, which are gathered, by asynchronous copies of all of them; rows of w as boxes of a tensor,
+// which one thread asks the copy engine for, or, where w is no tensor (weight_maps.h), like x.
 
 #include "kernels/cuda/gemm_grid.h"
 #include "kernels/cuda/gemm_tile.h"
+#include "kernels/cuda/weight_maps.h"
 
 namespace baton::kernels::cuda {
 
 inline constexpr int kSide = 64;  // rows of w of a warpgroup
 inline constexpr int kComputing = 2 * 4 * kWarpSize;
-inline constexpr int kCopying = 4 * kWarpSize;
-inline constexpr int kHopperThreads = kComputing + kCopying;
-inline constexpr int kHopperDepth = 128;           // k of a stage, and of a block scale
-inline constexpr int kPieces = 8;                  // of 16 bytes in 128
-inline constexpr int kLines = kCopying / kPieces;  // rows that are copied at once
-inline constexpr int kSumBarrier = 1;              // SyncSome's, of those that compute
+inline constexpr int kHopperDepth = 128;        // k of a stage, and of a block scale
+inline constexpr int kPieces = 8;               // of 16 bytes in 128
+inline constexpr int kTileBytes = kSide * 128;  // 64 rows of 128 bytes, swizzled: a box
+inline constexpr int kSumBarrier = 1;           // SyncSome's, of those that compute
+
+struct HopperGemm {
+  GemmLaunch product;
+  WeightMaps maps;
+};
+
+// `element`: bytes of w's.
+template <int rows, int stages, int element>
+struct HopperShape {
+  static constexpr int kRows = rows, kStages = stages, kElement = element;
+  static constexpr int kCopying = rows <= 16 ? kWarpSize : 4 * kWarpSize;
+  static constexpr int kThreads = kComputing + kCopying;
+  static constexpr int kLines = kCopying / kPieces;  // rows that are copied at once
+};
+
+// Of a stage: for each warpgroup kHopperDepth columns of its rows, 128 bytes a tile.
+template <typename S>
+struct TilesOfW {
+  alignas(1024) unsigned char tiles[2][S::kElement][kTileBytes];
+};
 
 template <typename S, typename Stage>
 struct HopperRing {
@@ -29,11 +49,12 @@ struct HopperRing {
   TransactionBarrier full[S::kStages], empty[S::kStages];
 
   // By the whole block.
-  BATON_DEVICE void Initialize() {
+  BATON_DEVICE void Initialize(const HopperGemm& args) {
     if (ThreadIndex() == 0) {
+      const int arrivals = S::kCopying / kWarpSize + (args.maps.present ? 1 : 0);
 #pragma unroll
       for (int i = 0; i < S::kStages; ++i) {
-        InitTransaction(&full[i], kCopying / kWarpSize);
+        InitTransaction(&full[i], arrivals);
         InitTransaction(&empty[i], kComputing / kWarpSize);
       }
     }
@@ -57,15 +78,20 @@ struct Outputs {
 
 // --- those that copy
 
+// Among those that copy.
+BATON_DEVICE int Copier() { return ThreadIndex() - kComputing; }
+BATON_DEVICE int CopiersPiece() { return Copier() % kPieces; }
+BATON_DEVICE int CopiersLine() { return Copier() / kPieces; }
+
 // What a thread copies of x: 16 bytes of every kLines-th row.
 template <typename S>
 struct CopiesOfX {
-  int rows[S::kRows / kLines];  // of x; -1: zeros
+  int rows[S::kRows / S::kLines];  // of x; -1: zeros
 
-  BATON_DEVICE CopiesOfX(const GemmLaunch& args, const GemmTile& tile, int line) {
+  BATON_DEVICE CopiesOfX(const GemmLaunch& args, const GemmTile& tile) {
 #pragma unroll
-    for (int i = 0; i < S::kRows / kLines; ++i) {
-      const int row = i * kLines + line;
+    for (int i = 0; i < S::kRows / S::kLines; ++i) {
+      const int row = i * S::kLines + CopiersLine();
       rows[i] = -1;
       if (row >= tile.rows) continue;
       rows[i] = SourceRow(args, tile, row);
@@ -80,8 +106,71 @@ BATON_DEVICE void CopyPiece(void* to, const unsigned char* row, int at, int byte
   CopyAsync16(to, valid > 0 ? row + at : anywhere, valid > 0 ? valid : 0);
 }
 
-// Fills the ring with `count` stages: copy(i, stage) issues stage i. kLag stages are under way when
-// the oldest is waited for: one is being used, one is ready.
+// Where a block's rows of w are.
+template <typename S>
+struct CopiesOfW {
+  // Of each side's first row.
+  const unsigned char* first[2];
+  int layers[2];  // of the maps
+  int64_t row_bytes;
+
+  BATON_DEVICE CopiesOfW(const GemmLaunch& args, const GemmTile& tile, const Outputs& outputs) {
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      const GemmWeight& weight = WeightOf(args, tile.group, outputs.pair && side == 1);
+      layers[side] = weight.layer + BlockZ();
+      row_bytes = weight.stride * S::kElement;
+      first[side] = static_cast<const unsigned char*>(weight.data) +
+                    (outputs.w_row + outputs.Of(side * kSide)) * row_bytes;
+    }
+  }
+
+  // Columns k .. k + kHopperDepth - 1 to a stage whose barrier is `full`.
+  BATON_DEVICE void Copy(const HopperGemm& args, const Outputs& outputs, int k, TilesOfW<S>& w,
+                         TransactionBarrier* full) const {
+    if (args.maps.present) {
+      if (Copier() == 0) CopyBoxes(args.maps, outputs, k, w, full);
+    } else {
+      CopyPieces(args.product, outputs, k, w);
+    }
+  }
+
+  BATON_DEVICE void CopyBoxes(const WeightMaps& maps, const Outputs& outputs, int k, TilesOfW<S>& w,
+                              TransactionBarrier* full) const {
+    ArriveExpecting(full, sizeof(w.tiles));
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      const TensorMap* const map = outputs.pair && side == 1 ? &maps.w2 : &maps.w;
+#pragma unroll
+      for (int c = 0; c < S::kElement; ++c) {
+        CopyTensor(w.tiles[side][c], map, k + c * (128 / S::kElement), outputs.Of(side * kSide),
+                   layers[side], full);
+      }
+    }
+  }
+
+  BATON_DEVICE void CopyPieces(const GemmLaunch& args, const Outputs& outputs, int k,
+                               TilesOfW<S>& w) const {
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      // A loop: addresses of all rows at once would cost both ways registers.
+#pragma unroll 1
+      for (int row = CopiersLine(); row < kSide; row += S::kLines) {
+        const unsigned char* const from =
+            outputs.Of(side * kSide + row) < args.n ? first[side] + row * row_bytes : nullptr;
+#pragma unroll
+        for (int c = 0; c < S::kElement; ++c) {
+          CopyPiece(&w.tiles[side][c][SwizzledByte(row, 16 * CopiersPiece())], from,
+                    S::kElement * k + 128 * c + 16 * CopiersPiece(), S::kElement * args.k,
+                    args.x.data);
+        }
+      }
+    }
+  }
+};
+
+// Fills the ring with `count` stages: copy(i, stage, full) issues stage i. kLag stages of x are
+// under way when the oldest is waited for: one is being used, one is ready.
 template <typename S, typename Ring, typename Copy>
 BATON_DEVICE void CopyAll(int count, Ring& ring, Copy& copy) {
   constexpr int kLag = S::kStages - 2;
@@ -90,7 +179,7 @@ BATON_DEVICE void CopyAll(int count, Ring& ring, Copy& copy) {
     if (i < count) {
       const int stage = i % S::kStages;
       if (i >= S::kStages) AwaitTransaction(&ring.empty[stage], (i / S::kStages - 1) % 2);
-      copy(i, ring.stages[stage]);
+      copy(i, ring.stages[stage], &ring.full[stage]);
     }
     CopyAsyncCommit();
     if (i < kLag) continue;
@@ -164,17 +253,27 @@ BATON_DEVICE void FinishSums(const GemmLaunch& args, const GemmTile& tile, const
   }
 }
 
+// What all kernels begin with: those who copy will need the maps.
+BATON_DEVICE void PrefetchMaps(const HopperGemm& args) {
+  if (!args.maps.present || ThreadIndex() != kComputing) return;
+  PrefetchTensorMap(&args.maps.w);
+  if (args.product.epilogue == GemmEpilogue::kSiluMul) PrefetchTensorMap(&args.maps.w2);
+}
+
 // A kernel of shape S with the ring in its shared memory.
 template <typename S, typename Ring, typename Kernel>
 cudaError_t LaunchHopper(Kernel* kernel, const GemmLaunch& args, cudaStream_t stream) {
   static_assert(sizeof(Ring) <= 227 * 1024);
+  HopperGemm launch{.product = args, .maps = {}};
+  const cudaError_t mapped = MapWeights(args, kSide, &launch.maps);
+  if (mapped != cudaSuccess) return mapped;
   const bool pair = args.epilogue == GemmEpilogue::kSiluMul;
   return Launch(kernel,
                 {.grid = GemmGrid(args, S::kRows, pair ? kSide : 2 * kSide),
-                 .threads = kHopperThreads,
+                 .threads = S::kThreads,
                  .shared_bytes = sizeof(Ring),
                  .stream = stream},
-                args);
+                launch);
 }
 
 }  // namespace baton::kernels::cuda

@@ -389,6 +389,7 @@ template <bool kFp8>
 BATON_KERNEL(kThreads)
 MlaDecodeHopperKernel(BATON_GRID_CONSTANT const HopperLaunch args) {
   auto& shared = SharedMemory<HopperShared<kFp8>>();
+  if (!kFp8 && ThreadIndex() == kComputing) PrefetchTensorMap(&args.keys);
   const MlaDecodeLaunch& decode = args.decode;
   const RowPlace place = FindRow(decode.batch, decode.first_row + BlockX());
   const int split_keys = SplitKeys(decode.long_split, place.keys);
@@ -435,6 +436,17 @@ cudaError_t LaunchWith(const HopperLaunch& args, cudaStream_t stream) {
                 args);
 }
 
+// Of BF16 pages.
+TensorShape KeysOf(const Pages& pages) {
+  return {.data = pages.data,
+          .columns = kLora + kRope,
+          .rows = pages.page_tokens,
+          .layers = pages.count,
+          .row_bytes = pages.entry_bytes,
+          .layer_bytes = pages.page_bytes,
+          .box_rows = std::min(kTileKeys, pages.page_tokens)};
+}
+
 // Rows that can be read 16 bytes at a time, from column `column` on.
 bool AlignedRows(const Rows& rows, int column) {
   return rows.bf16 && (reinterpret_cast<uintptr_t>(rows.data) | (2 * rows.stride)) % 16 == 0 &&
@@ -449,6 +461,7 @@ bool CanMlaDecodeHopper(const MlaDecodeLaunch& args) {
                             (pages.page_tokens % 8 == 0 && kTileKeys % pages.page_tokens == 0);
   return pages.kv_lora == kLora && pages.rope == kRope && pages.format != PageFormat::kF32 &&
          whole_blocks && pages.page_bytes % 16 == 0 &&
+         (pages.format == PageFormat::kFp8 || FitsTensorMap(KeysOf(pages))) &&
          reinterpret_cast<uintptr_t>(pages.data) % 16 == 0 && AlignedRows(args.q_lat, 0) &&
          AlignedRows(args.q, args.head - kRope);
 }
@@ -456,14 +469,7 @@ bool CanMlaDecodeHopper(const MlaDecodeLaunch& args) {
 cudaError_t LaunchMlaDecodeHopper(const MlaDecodeLaunch& args, cudaStream_t stream) {
   HopperLaunch launch{.decode = args, .keys = {}};
   if (args.pages.format == PageFormat::kFp8) return LaunchWith<true>(launch, stream);
-  const cudaError_t made = MakeTensorMap({.data = args.pages.data,
-                                          .columns = kLora + kRope,
-                                          .rows = args.pages.page_tokens,
-                                          .layers = args.pages.count,
-                                          .row_bytes = args.pages.entry_bytes,
-                                          .layer_bytes = args.pages.page_bytes,
-                                          .box_rows = std::min(kTileKeys, args.pages.page_tokens)},
-                                         &launch.keys);
+  const cudaError_t made = MakeTensorMap(KeysOf(args.pages), &launch.keys);
   return made == cudaSuccess ? LaunchWith<false>(launch, stream) : made;
 }
 

@@ -266,6 +266,7 @@ absl::Status MlaExpandV(Device& device, const MlaExpandVArgs& args) {
   GemmLaunch launch = ExpandOf(args.kv_b, static_cast<int>(args.o_lat.dim(2)), args.out);
   launch.x = HeadRows(args.o_lat);
   launch.x.stride *= args.o_lat.dim(1);
+  launch.hopper = state.warpgroups() && HasAlignedRows(args.kv_b);
   return state.Finish(LaunchGemm(launch, state.stream()), "mla_expand_v");
 }
 

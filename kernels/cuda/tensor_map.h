@@ -15,16 +15,21 @@ struct alignas(64) TensorMap {
   uint64_t opaque[16] = {};
 };
 
-// Layers of rows of BF16 columns.
+// Layers of rows of columns, which are BF16 or bytes. A box is 128 bytes of columns wide.
 struct TensorShape {
   const void* data = nullptr;  // aligned to 16
+  int element_bytes = 2;       // of a column: 1 or 2
   int64_t columns = 0, rows = 0, layers = 0;
   int64_t row_bytes = 0, layer_bytes = 0;  // from one to the next, multiples of 16
-  int box_rows = 0;                        // of a box, 1 to 256; it has 64 columns
+  int box_rows = 0;                        // of a box, 1 to 256
 };
 
-// cudaErrorNotSupported where the driver has no such call, cudaErrorInvalidValue where it refuses
-// the shape.
+// Whether it is as CUDA's documentation wants it, which says of strides that each is the one before
+// times the extent and some padding: so a multiple, and layers do not overlap.
+bool FitsTensorMap(const TensorShape& shape);
+
+// Of a shape that fits. cudaErrorNotSupported where the driver has no such call,
+// cudaErrorInvalidValue where it refuses the shape.
 cudaError_t MakeTensorMap(const TensorShape& shape, TensorMap* map);
 
 }  // namespace baton::kernels::cuda

@@ -105,6 +105,16 @@ class GpuCaseBuilder {
     return {.w = Random(DType::kF8E4M3, {n, k}),
             .scales = Random(DType::kF32, {(n + 127) / 128, (k + 127) / 128})};
   }
+  // Of each of some experts, at equal distances, as a rank has them on a GPU.
+  std::vector<Weight> Fp8Experts(int64_t experts, int64_t n, int64_t k) {
+    const TensorView codes = Random(DType::kF8E4M3, {experts * n, k});
+    std::vector<Weight> weights;
+    for (int64_t e = 0; e < experts; ++e) {
+      weights.push_back({.w = codes.Slice(0, e * n, (e + 1) * n),
+                         .scales = Random(DType::kF32, {(n + 127) / 128, (k + 127) / 128})});
+    }
+    return weights;
+  }
   Weight Bf16(int64_t n, int64_t k) { return {.w = Random(DType::kBF16, {n, k})}; }
 
   template <typename T>

@@ -22,20 +22,15 @@ GpuCase GateAndUp(Device& device, const GpuShape& z, int64_t tokens, bool codes)
   GpuCaseBuilder make(device, "GroupedLinear",
                       Text("gate and up of ", rows, " rows, ", e, " experts, weight FP8",
                            codes ? ", rows FP8" : ""));
-  std::vector<Weight> gates, ups;
   std::vector<int32_t> offsets;
   for (int64_t i = 0; i <= e; ++i) offsets.push_back(static_cast<int32_t>(rows * i / e));
-  for (int64_t i = 0; i < e; ++i) {
-    gates.push_back(make.Fp8(z.ffn, h));
-    ups.push_back(make.Fp8(z.ffn, h));
-  }
   GroupedLinearArgs args{.x = make.Random(codes ? DType::kF8E4M3 : DType::kBF16, {rows, h}),
                          .offsets = make.Ints(offsets, {e + 1}),
                          .out = make.Empty(DType::kBF16, {rows, z.ffn}),
                          .epilogue = Epilogue::kSiluMul};
   if (codes) args.x_scales = make.Random(DType::kF32, {rows, (h + 127) / 128});
-  args.w = *make.Keep(std::move(gates));
-  args.w2 = *make.Keep(std::move(ups));
+  args.w = *make.Keep(make.Fp8Experts(e, z.ffn, h));
+  args.w2 = *make.Keep(make.Fp8Experts(e, z.ffn, h));
   return make.Case(Bytes(args.x) + Bytes(args.out) + 2 * Number(e * z.ffn * h),
                    4 * Number(rows) * Number(z.ffn * h),
                    codes ? GpuUnit::kTensorE4M3 : GpuUnit::kTensorBf16,

@@ -79,6 +79,7 @@ class BlockRunner {
   void CopyBulk(void* shared, const void* global, int bytes, void* barrier, const void* site);
   void CopyTensor(void* shared, const void* map, const int (&at)[3], void* barrier,
                   const void* site);
+  void PrefetchTensorMap(const void* map, const void* site);
   void FenceAsyncProxy() { ++thread_->proxy_fences; }
   uint32_t SharedAddress(const void* pointer, const void* site);
   void IssueGroupMma(const GroupMma& mma, const void* site);

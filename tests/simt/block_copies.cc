@@ -1,15 +1,24 @@
 // Asynchronous copies and transactions of a block's threads.
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <utility>
 
 #include "tests/simt/block.h"
 #include "tests/simt/memory.h"
+#include "tests/simt/options.h"
 #include "tests/simt/tensor_map.h"
 #include "tests/simt/touch.h"
 
 namespace baton::simt {
+namespace {
+
+std::atomic<uint64_t> boxes{0};
+
+}  // namespace
+
+uint64_t BoxCount() { return boxes; }
 
 // --- asynchronous copies
 
@@ -174,25 +183,33 @@ void BlockRunner::CopyTensor(void* shared, const void* map, const int (&at)[3], 
     Fail(FaultKind::kMisaligned, "CopyTensor to what is not aligned to 1024 bytes", site);
   }
   std::vector<Copy> parts;
+  const int64_t most = 16 / box.element_bytes;  // columns of a piece
   for (int row = 0; row < box.box_rows; ++row) {
     for (int piece = 0; piece < 8; ++piece) {
-      const int64_t column = at[0] + piece * 8;
+      const int64_t column = at[0] + piece * most;
       const bool inside = column >= 0 && at[1] + row >= 0 && at[1] + row < box.rows && at[2] >= 0 &&
                           at[2] < box.layers;
-      const int64_t columns = inside ? std::clamp<int64_t>(box.columns - column, 0, 8) : 0;
-      Copy copy{
-          .to = static_cast<char*>(shared) + row * 128 + (piece ^ row % 8) * 16,
-          .from = box.data + at[2] * box.layer_bytes + (at[1] + row) * box.row_bytes + column * 2,
-          .bytes = 16,
-          .valid = static_cast<int>(columns) * 2,
-          .landed = false,
-          .site = site,
-          .any_value = true};
+      const int64_t columns = inside ? std::clamp<int64_t>(box.columns - column, 0, most) : 0;
+      Copy copy{.to = static_cast<char*>(shared) + row * 128 + (piece ^ row % 8) * 16,
+                .from = box.data + at[2] * box.layer_bytes + (at[1] + row) * box.row_bytes +
+                        column * box.element_bytes,
+                .bytes = 16,
+                .valid = static_cast<int>(columns * box.element_bytes),
+                .landed = false,
+                .site = site,
+                .any_value = true};
       CheckCopy(copy, /*by_engine=*/true, site);
       parts.push_back(copy);
     }
   }
+  boxes.fetch_add(1, std::memory_order_relaxed);
   EnqueueBulk(std::move(parts), barrier);
+}
+
+void BlockRunner::PrefetchTensorMap(const void* map, const void* site) {
+  TensorBox box;
+  const std::string problem = ReadTensorMap(map, &box);
+  if (!problem.empty()) Fail(FaultKind::kOutOfBounds, problem, site);
 }
 
 void BlockRunner::EnqueueBulk(std::vector<Copy> parts, void* barrier) {

@@ -103,10 +103,18 @@ BATON_KERNEL(kThreads) RegistersTimesColumns(BATON_GRID_CONSTANT const GroupArgs
 
 BATON_KERNEL(kThreads) Codes(BATON_GRID_CONSTANT const GroupArgs args) {
   auto& tiles = SharedMemory<Tiles>();
-  StoreCodes(tiles.a, args.a8, 64);
+  const bool by_box = args.mode == 1;
+  Initialize(tiles);
+  if (by_box && ThreadIndex() == 0) {
+    PrefetchTensorMap(&args.codes);
+    ArriveExpecting(&tiles.full, kTileBytes);
+    CopyTensor(tiles.a, &args.codes, 16, 20, 2, &tiles.full);
+  }
+  if (!by_box) StoreCodes(tiles.a, args.a8, 64);
   StoreCodes(tiles.b[0], args.b8, 16);
   FenceAsyncProxy();
   SyncBlock();
+  if (by_box) AwaitTransaction(&tiles.full, 0);
   float d[8];
   GroupMmaFence(d);
 #pragma unroll
@@ -119,6 +127,25 @@ BATON_KERNEL(kThreads) Codes(BATON_GRID_CONSTANT const GroupArgs args) {
 }
 
 // --- one fault each
+
+// What goes wrong with a box itself.
+template <GroupFault kFault>
+BATON_DEVICE void FetchWrongly(Tiles& tiles, const GroupArgs& args) {
+  constexpr int kExpected = kFault == GroupFault::kBoxBytesMissing      ? 2 * kTileBytes
+                            : kFault == GroupFault::kBoxBytesUnexpected ? kTileBytes / 2
+                                                                        : kTileBytes;
+  const auto* const no_map = reinterpret_cast<const TensorMap*>(&args);
+  if (kFault == GroupFault::kPrefetchOfNoMap) PrefetchTensorMap(no_map);
+  ArriveExpecting(&tiles.full, kExpected);
+  unsigned char* to = tiles.b[0];
+  if (kFault == GroupFault::kBoxMisaligned) to += 512;
+  if (kFault == GroupFault::kBoxBehindShared) to = tiles.a + sizeof(Tiles);
+  const TensorMap* map = kFault == GroupFault::kBoxOfNoMap ? no_map : &args.b;
+  if (kFault == GroupFault::kBoxOfOtherMemory) map = &args.codes;
+  CopyTensor(to, map, 0, 0, kFault == GroupFault::kBoxOfOtherMemory ? 3 : 1, &tiles.full);
+}
+
+constexpr bool IsOfBox(GroupFault fault) { return fault >= GroupFault::kBoxMisaligned; }
 
 // What goes wrong with operands: how a and b come to shared memory.
 template <GroupFault kFault>
@@ -134,6 +161,8 @@ BATON_DEVICE void Bring(Tiles& tiles, const GroupArgs& args) {
     if (kFault == GroupFault::kNotSwizzled && wrong) {
       ArriveExpecting(&tiles.full, kTileBytes);
       CopyBulk(tiles.b[0], args.a, kTileBytes, &tiles.full);
+    } else if (IsOfBox(kFault) && wrong) {
+      FetchWrongly<kFault>(tiles, args);
     } else {
       Fetch(tiles, args.b, kFault == GroupFault::kUninitializedRow ? 36 : 0, 1);
     }
@@ -196,7 +225,7 @@ cudaError_t LaunchFaulty(const GroupArgs& args, cudaStream_t stream) {
 
 template <int kFirst = 0>
 cudaError_t LaunchNumbered(int fault, const GroupArgs& args, cudaStream_t stream) {
-  if constexpr (kFirst > static_cast<int>(GroupFault::kRegistersOfSomeWarps)) {
+  if constexpr (kFirst > static_cast<int>(GroupFault::kBoxBytesUnexpected)) {
     return cudaErrorInvalidValue;
   } else {
     if (fault == kFirst) return LaunchFaulty<static_cast<GroupFault>(kFirst)>(args, stream);

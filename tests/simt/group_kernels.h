@@ -13,11 +13,12 @@
 namespace baton::simt {
 
 struct GroupArgs {
-  const uint16_t* a = nullptr;  // BF16 [64, 64]
-  const uint8_t* a8 = nullptr;  // E4M3 [64, 128]
-  const uint8_t* b8 = nullptr;  // E4M3 [16, 128]
-  float* out = nullptr;         // [64, columns]
-  kernels::cuda::TensorMap b;   // of BF16, boxes of 64 rows
+  const uint16_t* a = nullptr;     // BF16 [64, 64]
+  const uint8_t* a8 = nullptr;     // E4M3 [64, 128]
+  const uint8_t* b8 = nullptr;     // E4M3 [16, 128]
+  float* out = nullptr;            // [64, columns]
+  kernels::cuda::TensorMap b;      // of BF16, boxes of 64 rows
+  kernels::cuda::TensorMap codes;  // of bytes, boxes of 64 rows: what becomes a8 in mode 1
   int mode = 0;
 };
 
@@ -25,7 +26,7 @@ struct GroupArgs {
 cudaError_t LaunchRowsTimesRows(const GroupArgs& args, cudaStream_t stream);
 // out = a b: b's rows 10 .. 73 and columns 0 .. 127 of layer 1; [64, 128]. a is in registers.
 cudaError_t LaunchRegistersTimesColumns(const GroupArgs& args, cudaStream_t stream);
-// out = a8 b8^T; [64, 16].
+// out = a8 b8^T; [64, 16]. In mode 1 a8 is the box at row 20 and column 16 of layer 2 of `codes`.
 cudaError_t LaunchCodes(const GroupArgs& args, cudaStream_t stream);
 
 enum class GroupFault : uint8_t {
@@ -45,6 +46,14 @@ enum class GroupFault : uint8_t {
   kDifferentOperands,
   kBoxNotAwaited,
   kRegistersOfSomeWarps,
+  // Of a box itself:
+  kBoxMisaligned,
+  kBoxBehindShared,
+  kBoxOfOtherMemory,  // a map over more than was allocated
+  kBoxOfNoMap,
+  kPrefetchOfNoMap,
+  kBoxBytesMissing,  // more are expected than come
+  kBoxBytesUnexpected,
 };
 // Mode 1: the same without the fault.
 cudaError_t LaunchGroupFault(GroupFault fault, const GroupArgs& args, cudaStream_t stream);

@@ -21,6 +21,9 @@ constexpr int kSeeds = 20;
 // Of b: the last rows are not initialized.
 constexpr int kLayers = 2, kRows = 100, kColumns = 130;
 constexpr int kRowBytes = 272, kLayerBytes = kRows * kRowBytes;
+// Of the tensor of codes, whose map has a layer more.
+constexpr int kCodeLayers = 3, kCodeRows = 70, kCodeColumns = 130;
+constexpr int kCodeRowBytes = 144, kCodeLayerBytes = (kCodeRows + 1) * kCodeRowBytes;
 
 template <typename T>
 class Buffer {
@@ -52,14 +55,19 @@ class Buffer {
 // Whole numbers, so that every product and sum is exact.
 struct Matrices {
   std::vector<uint16_t> a, b;  // b as it lies in memory
-  std::vector<uint8_t> a8, b8;
+  std::vector<uint8_t> a8, b8, codes;
 
-  Matrices() : a(64 * 64), b(kLayers * kLayerBytes / 2), a8(64 * 128), b8(16 * 128) {
+  Matrices()
+      : a(64 * 64),
+        b(kLayers * kLayerBytes / 2),
+        a8(64 * 128),
+        b8(16 * 128),
+        codes(kCodeLayers * kCodeLayerBytes) {
     Rng rng(11);
     for (auto* bf16 : {&a, &b}) {
       for (uint16_t& v : *bf16) v = kernels::F32ToBf16(static_cast<float>(rng.Below(64)) - 32.0f);
     }
-    for (auto* f8 : {&a8, &b8}) {
+    for (auto* f8 : {&a8, &b8, &codes}) {
       for (uint8_t& v : *f8) v = kernels::F32ToF8E4M3(static_cast<float>(rng.Below(16)) - 8.0f);
     }
   }
@@ -69,15 +77,33 @@ struct Matrices {
     if (row >= kRows || column >= kColumns) return 0.0f;
     return kernels::Bf16ToF32(b[static_cast<size_t>((kLayerBytes + row * kRowBytes) / 2 + column)]);
   }
+  float CodesTimesB8(const uint8_t* row, int count, int column) const {
+    float sum = 0.0f;
+    for (int k = 0; k < count; ++k) {
+      sum += kernels::F8E4M3ToF32(row[k]) *
+             kernels::F8E4M3ToF32(b8[static_cast<size_t>(column * 128 + k)]);
+    }
+    return sum;
+  }
 };
 
 class GroupMma : public testing::Test {
  protected:
-  GroupMma() : a_(m_.a), b_(m_.b.size()), a8_(m_.a8), b8_(m_.b8), out_(64 * 128) {
+  GroupMma() : a_(m_.a), b_(m_.b.size()), a8_(m_.a8), b8_(m_.b8), codes_(m_.codes), out_(64 * 128) {
     // Layer 1 as far as its last row.
     b_.Write({m_.b.begin(), m_.b.end() - kRowBytes / 2});
     EXPECT_EQ(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), cudaSuccess);
     EXPECT_EQ(MakeTensorMap(Shape(), &args_.b), cudaSuccess);
+    EXPECT_EQ(MakeTensorMap({.data = codes_.data(),
+                             .element_bytes = 1,
+                             .columns = kCodeColumns,
+                             .rows = kCodeRows,
+                             .layers = kCodeLayers + 1,
+                             .row_bytes = kCodeRowBytes,
+                             .layer_bytes = kCodeLayerBytes,
+                             .box_rows = 64},
+                            &args_.codes),
+              cudaSuccess);
     args_.a = a_.data();
     args_.a8 = a8_.data();
     args_.b8 = b8_.data();
@@ -114,7 +140,7 @@ class GroupMma : public testing::Test {
 
   const Matrices m_;
   Buffer<uint16_t> a_, b_;
-  Buffer<uint8_t> a8_, b8_;
+  Buffer<uint8_t> a8_, b8_, codes_;
   Buffer<float> out_;
   cudaStream_t stream_ = nullptr;
   GroupArgs args_;
@@ -138,12 +164,17 @@ TEST_F(GroupMma, MultipliesRegistersWithColumnsAndAdds) {
 
 TEST_F(GroupMma, MultipliesE4M3) {
   ExpectUnderSeeds(LaunchCodes, 16, [&](int row, int column) {
-    float sum = 0.0f;
-    for (int k = 0; k < 128; ++k) {
-      sum += kernels::F8E4M3ToF32(m_.a8[static_cast<size_t>(row * 128 + k)]) *
-             kernels::F8E4M3ToF32(m_.b8[static_cast<size_t>(column * 128 + k)]);
-    }
-    return sum;
+    return m_.CodesTimesB8(&m_.a8[static_cast<size_t>(row * 128)], 128, column);
+  });
+}
+
+// Columns and rows outside of the tensor are zeros, whatever lies there in memory.
+TEST_F(GroupMma, BringsBoxesOfBytes) {
+  args_.mode = 1;
+  ExpectUnderSeeds(LaunchCodes, 16, [&](int row, int column) {
+    if (20 + row >= kCodeRows) return 0.0f;
+    const int at = 2 * kCodeLayerBytes + (20 + row) * kCodeRowBytes + 16;
+    return m_.CodesTimesB8(&m_.codes[static_cast<size_t>(at)], kCodeColumns - 16, column);
   });
 }
 
@@ -157,6 +188,15 @@ TEST_F(GroupMma, TheDriverRefusesShapesThatTheCopyEngineCannotRead) {
   EXPECT_EQ(MakeTensorMap(shape, &map), cudaErrorInvalidValue);
   shape = Shape();
   shape.box_rows = 257;
+  EXPECT_EQ(MakeTensorMap(shape, &map), cudaErrorInvalidValue);
+  shape = Shape();
+  shape.layer_bytes += 16;
+  EXPECT_EQ(MakeTensorMap(shape, &map), cudaErrorInvalidValue);
+  shape = Shape();
+  shape.layer_bytes -= kRowBytes;
+  EXPECT_EQ(MakeTensorMap(shape, &map), cudaErrorInvalidValue);
+  shape = Shape();
+  shape.columns = kRowBytes / 2 + 1;
   EXPECT_EQ(MakeTensorMap(shape, &map), cudaErrorInvalidValue);
 }
 
@@ -217,7 +257,14 @@ INSTANTIATE_TEST_SUITE_P(
         FaultCase{GroupFault::kThreeWarps, kGroup, "different numbers"},
         FaultCase{GroupFault::kDifferentOperands, kGroup, "issue different matrix instructions"},
         FaultCase{GroupFault::kBoxNotAwaited, FaultKind::kRace, "the copy engine", true},
-        FaultCase{GroupFault::kRegistersOfSomeWarps, kGroup, "number of registers"}),
+        FaultCase{GroupFault::kRegistersOfSomeWarps, kGroup, "number of registers"},
+        FaultCase{GroupFault::kBoxMisaligned, FaultKind::kMisaligned, "aligned to 1024"},
+        FaultCase{GroupFault::kBoxBehindShared, FaultKind::kOutOfBounds, "shared memory"},
+        FaultCase{GroupFault::kBoxOfOtherMemory, FaultKind::kOutOfBounds, "device memory"},
+        FaultCase{GroupFault::kBoxOfNoMap, FaultKind::kOutOfBounds, "tensor map"},
+        FaultCase{GroupFault::kPrefetchOfNoMap, FaultKind::kOutOfBounds, "tensor map"},
+        FaultCase{GroupFault::kBoxBytesMissing, FaultKind::kDeadlock, "a transaction"},
+        FaultCase{GroupFault::kBoxBytesUnexpected, FaultKind::kDeadlock, "a transaction"}),
     [](const testing::TestParamInfo<FaultCase>& info) {
       return "Number" + std::to_string(static_cast<int>(info.param.fault));
     });

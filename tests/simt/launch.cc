@@ -63,6 +63,7 @@ void CopyBulk(void* shared, const void* global, int bytes, void* barrier) {
 void CopyTensor(void* shared, const void* map, const int (&at)[3], void* barrier) {
   Runner().CopyTensor(shared, map, at, barrier, BATON_SIMT_SITE);
 }
+void PrefetchTensorMap(const void* map) { Runner().PrefetchTensorMap(map, BATON_SIMT_SITE); }
 
 void IssueGroupMma(const GroupMma& mma) { Runner().IssueGroupMma(mma, BATON_SIMT_SITE); }
 void GroupMmaFence(const Registers* named, int count) {

@@ -84,6 +84,7 @@ void ArriveTransaction(void* barrier, int bytes);
 void AwaitTransaction(void* barrier, int parity);
 void CopyBulk(void* shared, const void* global, int bytes, void* barrier);
 void CopyTensor(void* shared, const void* map, const int (&at)[3], void* barrier);
+void PrefetchTensorMap(const void* map);
 
 }  // namespace baton::simt::calls
 

@@ -67,6 +67,9 @@ uint64_t LaunchCount();
 // Bytes of a device's memory that are taken.
 size_t AllocatedBytes(int device);
 
+// How many boxes of tensors kernels have copied so far.
+uint64_t BoxCount();
+
 // Sets options for its lifetime.
 class ScopedOptions {
  public:

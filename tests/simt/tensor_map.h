@@ -2,7 +2,8 @@
 #define BATON_TESTS_SIMT_TENSOR_MAP_H_
 
 // Tensor maps of the emulated driver: what cuTensorMapEncodeTiled makes, as far as the project's
-// kernels use it, which is layers of rows of BF16 in boxes of 64 columns with the 128-byte swizzle.
+// kernels use it: layers of rows of BF16 or bytes in boxes 128 bytes wide, with the 128-byte
+// swizzle.
 
 #include <cstdint>
 #include <string>
@@ -11,6 +12,7 @@ namespace baton::simt {
 
 struct TensorBox {
   const char* data = nullptr;
+  int64_t element_bytes = 0;
   int64_t columns = 0, rows = 0, layers = 0;
   int64_t row_bytes = 0, layer_bytes = 0;
   int64_t box_rows = 0;

@@ -152,6 +152,9 @@ BATON_DEVICE void CopyTensor(void* shared, const TensorMap* map, int column, int
       "l"(map), "r"(column), "r"(row), "r"(layer), "r"(detail::SharedAddress(barrier))
       : "memory");
 }
+BATON_DEVICE void PrefetchTensorMap(const TensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
 BATON_DEVICE void FenceAsyncProxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // --- matrix instructions

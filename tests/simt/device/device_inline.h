@@ -134,6 +134,7 @@ BATON_DEVICE void CopyTensor(void* shared, const TensorMap* map, int column, int
                              TransactionBarrier* barrier) {
   simt::calls::CopyTensor(shared, map, {column, row, layer}, barrier);
 }
+BATON_DEVICE void PrefetchTensorMap(const TensorMap* map) { simt::calls::PrefetchTensorMap(map); }
 BATON_DEVICE void FenceAsyncProxy() { simt::calls::FenceAsyncProxy(); }
 
 // --- matrix instructions
