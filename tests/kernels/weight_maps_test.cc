@@ -95,6 +95,21 @@ TEST_F(WeightMaps, AMatrixIsCopiedInBoxes) {
   }
 }
 
+// A head's rows of values are a layer: 24 behind 16 that are not read.
+TEST_F(WeightMaps, ThoseOfHeadsAre) {
+  for (const DType type : {DType::kBF16, DType::kF8E4M3}) {
+    const Owned latents = Random(rng_, DType::kBF16, {3, 5, 64});
+    const OwnedWeight kv_b = RandomWeight(rng_, type, 5 * 40, 64);
+    const std::unique_ptr<Device> reference = MakeDevice(BackendKind::kReference);
+    Owned expected(DType::kBF16, {3, 5, 24}), actual = expected;
+    MlaExpandVArgs args{.o_lat = latents.view(), .kv_b = kv_b.view(), .out = expected.view()};
+    EXPECT_OK(MlaExpandV(*reference, args));
+    args.out = actual.view();
+    EXPECT_EQ(Boxes(MlaExpandV, args), type == DType::kBF16 ? 20 : 10);
+    EXPECT_TRUE(Near(expected, actual, 16 * SumEpsilon(64)));
+  }
+}
+
 TEST_F(WeightMaps, GroupsAreWhereTheyLieAtEqualDistances) {
   const int64_t n = 40, k = 144, distance = 48 * k;
   const Owned x = Random(rng_, DType::kBF16, {4, k}), offsets = Ints({0, 2, 2, 4});
