@@ -82,6 +82,7 @@ set(BATON_CUDA_KERNELS
 set(BATON_CUDA_HOST
     ${CMAKE_SOURCE_DIR}/kernels/cuda/cublaslt_gemm.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/cublaslt_plan.cc
+    ${CMAKE_SOURCE_DIR}/kernels/cuda/cublaslt_verdicts.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_device.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_queue.cc
     ${CMAKE_SOURCE_DIR}/kernels/cuda/ops_attention.cc

@@ -183,55 +183,12 @@ absl::StatusOr<CublasLtProduct> SampleOf(CudaState& state, const CublasLtKind& k
   return sample;
 }
 
-// The product, and samples of it by the small one, compared.
-absl::Status Compare(CudaState& state, CublasLtPlan& plan, const CublasLtProduct& product) {
-  const CublasLtKind& kind = plan.kind();
-  BATON_RETURN_IF_ERROR(plan.Check(product));
-  BATON_ASSIGN_OR_RETURN(CublasLtProduct sample, SampleOf(state, kind, product));
-  const int64_t width = sample.columns;
-  // Columns of a sample of E4M3 weights have one block of scales.
-  const std::array<int64_t, kSamples> begins = {
-      0, (product.columns - width) / 2 / kCodeColumns * kCodeColumns, product.columns - width};
-  const size_t bytes = static_cast<size_t>(kSampleRows * kSampleColumns * kind.out_bytes());
-  BATON_ASSIGN_OR_RETURN(char* const small, state.Scratch<char>(kSamples * bytes));
-  BATON_ASSIGN_OR_RETURN(char* const large, state.Scratch<char>(kSamples * bytes));
-  for (char* const samples : {small, large}) {
-    BATON_RETURN_IF_ERROR(
-        CudaStatus(cudaMemsetAsync(samples, 0, kSamples * bytes, state.stream()), kSampling));
-  }
-  for (size_t i = 0; i < kSamples; ++i) {
-    sample.w = product.w + begins[i] * product.w_stride * kind.element_bytes();
-    if (kind.codes) {
-      sample.w_scales = product.w_scales + begins[i] / kScaleBlock * kind.padded_scales();
-    }
-    sample.out = small + i * bytes;
-    if (kind.add) {
-      BATON_RETURN_IF_ERROR(GatherOutputs(state, kind, product, begins[i], width, sample.out));
-    }
-    BATON_RETURN_IF_ERROR(plan.Multiply(sample, state.stream()));
-  }
-  BATON_RETURN_IF_ERROR(plan.Multiply(product, state.stream()));
-  for (size_t i = 0; i < kSamples; ++i) {
-    BATON_RETURN_IF_ERROR(GatherOutputs(state, kind, product, begins[i], width, large + i * bytes));
-  }
-  std::vector<char> expected(kSamples * bytes), actual(kSamples * bytes);
-  BATON_RETURN_IF_ERROR(state.CopyToHost(expected.data(), small, expected.size(), kSampling));
-  BATON_RETURN_IF_ERROR(state.CopyToHost(actual.data(), large, actual.size(), kSampling));
-  if (actual != expected) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "cuBLASLt's product of ", product.rows, " rows, ", product.columns, " columns and K = ",
-        kind.k, " has other bits than its product of ", kSampleRows, " of these rows and ", width,
-        " of these columns, so a request's tokens would depend on its batch; ", kCublasLtSwitch));
-  }
-  plan.SetCompared(product);
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CublasLtGemm>> CublasLtGemm::Create() {
   BATON_RETURN_IF_ERROR(LoadCublasLt());
   std::unique_ptr<CublasLtGemm> gemm(new CublasLtGemm);
+  BATON_ASSIGN_OR_RETURN(gemm->verdicts_, CublasLtVerdicts::Create());
   const cublasStatus_t status = cublasLtCreate(&gemm->library_);
   if (status == CUBLAS_STATUS_SUCCESS) return gemm;
   return absl::InternalError(absl::StrCat("cublasLtCreate: ", cublasLtGetStatusString(status)));
@@ -260,6 +217,50 @@ absl::StatusOr<CublasLtPlan*> CublasLtGemm::PlanFor(const CublasLtKind& kind,
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<CublasLtPlan> plan,
                          CublasLtPlan::Choose(library_, kind, like));
   return plans_.emplace(kind, std::move(plan)).first->second.get();
+}
+
+absl::Status CublasLtGemm::Compare(CudaState& state, CublasLtPlan& plan,
+                                   const CublasLtProduct& product) {
+  const CublasLtKind& kind = plan.kind();
+  if (state.recording()) {
+    return absl::FailedPreconditionError(absl::StrCat("a product of ", product.rows, " rows, ",
+                                                      product.columns, " columns and K = ", kind.k,
+                                                      " is first met among ops that are recorded"));
+  }
+  BATON_RETURN_IF_ERROR(plan.Check(product));
+  BATON_ASSIGN_OR_RETURN(CublasLtProduct sample, SampleOf(state, kind, product));
+  const int64_t width = sample.columns;
+  // Columns of a sample of E4M3 weights have one block of scales.
+  const std::array<int64_t, kSamples> begins = {
+      0, (product.columns - width) / 2 / kCodeColumns * kCodeColumns, product.columns - width};
+  const size_t bytes = static_cast<size_t>(kSampleRows * kSampleColumns * kind.out_bytes());
+  BATON_ASSIGN_OR_RETURN(char* const small, state.Scratch<char>(kSamples * bytes));
+  BATON_ASSIGN_OR_RETURN(char* const large, state.Scratch<char>(kSamples * bytes));
+  for (char* const samples : {small, large}) {
+    BATON_RETURN_IF_ERROR(
+        CudaStatus(cudaMemsetAsync(samples, 0, kSamples * bytes, state.stream()), kSampling));
+  }
+  for (size_t i = 0; i < kSamples; ++i) {
+    sample.w = product.w + begins[i] * product.w_stride * kind.element_bytes();
+    if (kind.codes) {
+      sample.w_scales = product.w_scales + begins[i] / kScaleBlock * kind.padded_scales();
+    }
+    sample.out = small + i * bytes;
+    if (kind.add) {
+      BATON_RETURN_IF_ERROR(GatherOutputs(state, kind, product, begins[i], width, sample.out));
+    }
+    BATON_RETURN_IF_ERROR(plan.Multiply(sample, state.stream()));
+  }
+  BATON_RETURN_IF_ERROR(plan.Multiply(product, state.stream()));
+  for (size_t i = 0; i < kSamples; ++i) {
+    BATON_RETURN_IF_ERROR(GatherOutputs(state, kind, product, begins[i], width, large + i * bytes));
+  }
+  std::string what =
+      absl::StrCat("cuBLASLt's product of ", product.rows, " rows, ", product.columns,
+                   " columns and K = ", kind.k, " has other bits than its product of ", kSampleRows,
+                   " of these rows and ", width, " of these columns");
+  return verdicts_->Expect(plan, product, small, large, kSamples * bytes, std::move(what),
+                           state.stream());
 }
 
 absl::Status CublasLtGemm::RunPiece(CudaState& state, CublasLtPlan& plan, CublasLtProduct product,
@@ -348,6 +349,7 @@ absl::Status CublasLtGemm::RunRows(CudaState& state, const LinearArgs& args,
 }
 
 absl::Status CublasLtGemm::Run(CudaState& state, const LinearArgs& args) {
+  if (!state.recording()) BATON_RETURN_IF_ERROR(TakeVerdicts());
   const CublasLtKind kind{.k = args.x.dim(1),
                           .codes = args.x.dtype == DType::kF8E4M3,
                           .bf16 = args.out.dtype == DType::kBF16,

@@ -11,9 +11,10 @@
 // are few: multiples of 128, and a rest padded to 16, 32, 64 or 128. And whenever such a number is
 // first met with a matrix of N columns, samples of its outputs are compared, bit for bit, with
 // those of one small product, 16 columns of 16 rows, the same for all: what passes is equal to it,
-// hence among each other.
+// hence among each other. No op waits for that: whoever waits for results of the device is told
+// first.
 //
-// Belongs to one CudaState. The first call of each size waits for the GPU.
+// Belongs to one CudaState.
 
 #include <cublasLt.h>
 
@@ -24,6 +25,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/cuda/cublaslt_plan.h"
+#include "kernels/cuda/cublaslt_verdicts.h"
 #include "kernels/ops.h"
 
 namespace baton::kernels::cuda {
@@ -42,19 +44,25 @@ class CublasLtGemm {
   static bool Takes(const CudaState& state, const LinearArgs& args);
 
   // Linear. FAILED_PRECONDITION, which names the switch, when the library has no algorithm of that
-  // kind or its results differ.
+  // kind, or results of earlier calls differ. Sizes that are new cannot be recorded.
   absl::Status Run(CudaState& state, const LinearArgs& args);
+
+  // What comparisons have shown so far, each once; does not wait.
+  absl::Status TakeVerdicts() { return verdicts_->Take(); }
 
  private:
   CublasLtGemm() = default;
   absl::StatusOr<CublasLtPlan*> PlanFor(const CublasLtKind& kind, const CublasLtProduct& like);
   absl::Status RunRows(CudaState& state, const LinearArgs& args, const CublasLtKind& kind,
                        const float* w_scales, int64_t first, int64_t rows);
+  // The product, and samples of it by the small one, to be compared.
+  absl::Status Compare(CudaState& state, CublasLtPlan& plan, const CublasLtProduct& product);
   absl::Status RunPiece(CudaState& state, CublasLtPlan& plan, CublasLtProduct product,
                         const TensorView& out);
 
   cublasLtHandle_t library_ = nullptr;
   std::map<CublasLtKind, std::unique_ptr<CublasLtPlan>> plans_;
+  std::unique_ptr<CublasLtVerdicts> verdicts_;
 };
 
 }  // namespace baton::kernels::cuda

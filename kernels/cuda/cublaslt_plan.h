@@ -68,12 +68,16 @@ class CublasLtPlan {
   absl::Status Check(const CublasLtProduct& product);
   absl::Status Multiply(const CublasLtProduct& product, cudaStream_t stream);
 
-  // Sizes whose bits have been compared with the small product's.
+  // Sizes whose bits have been compared with the small product's, or are about to be.
   bool Compared(const CublasLtProduct& product) const {
     return compared_.count({product.columns, product.rows}) > 0;
   }
-  void SetCompared(const CublasLtProduct& product) {
-    compared_.emplace(product.columns, product.rows);
+  void SetCompared(const CublasLtProduct& product, bool compared) {
+    if (compared) {
+      compared_.emplace(product.columns, product.rows);
+    } else {
+      compared_.erase({product.columns, product.rows});
+    }
   }
 
  private:

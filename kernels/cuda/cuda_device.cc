@@ -57,7 +57,7 @@ absl::Status CopyToHost(Device& device, void* to, const void* from, size_t bytes
 }
 
 absl::Status Synchronize(Device& device) {
-  return CudaStatus(cudaStreamSynchronize(CudaState::Of(device).stream()), "an op of the GPU");
+  return CudaState::Of(device).Synchronize("an op of the GPU");
 }
 
 const OpTable& CudaOps() {
@@ -253,12 +253,17 @@ absl::Status CudaState::CopyToHost(void* to, const void* from, size_t bytes, con
   if (recording_) return NotRecorded(what);
   BATON_RETURN_IF_ERROR(
       CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), what));
-  return CudaStatus(cudaStreamSynchronize(stream_), what);
+  return Synchronize(what);
+}
+
+absl::Status CudaState::Synchronize(const char* what) {
+  BATON_RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(stream_), what));
+  return cublaslt_ == nullptr ? absl::OkStatus() : cublaslt_->TakeVerdicts();
 }
 
 absl::Status CudaState::Finish(cudaError_t launched, const char* op) {
   BATON_RETURN_IF_ERROR(CudaStatus(launched, op));
-  return blocking_ ? CudaStatus(cudaStreamSynchronize(stream_), op) : absl::OkStatus();
+  return blocking_ ? Synchronize(op) : absl::OkStatus();
 }
 
 }  // namespace cuda

@@ -65,7 +65,8 @@ class CudaState final : public DeviceState {
   absl::StatusOr<void*> UploadBytes(const void* from, size_t bytes, const char* what);
   // The same to a place of the caller's.
   absl::Status EnqueueUpload(void* to, const void* from, size_t bytes, const char* what);
-  // Waits for what the stream was given, and for the copy.
+  // Waits for what the stream was given, and for the copy. FAILED_PRECONDITION for results that
+  // must not be used (CublasLtGemm).
   absl::Status CopyToHost(void* to, const void* from, size_t bytes, const char* what);
 
   // As the methods of Device of these names.
@@ -73,6 +74,10 @@ class CudaState final : public DeviceState {
   absl::Status BeginRecording();
   absl::StatusOr<std::unique_ptr<Recording>> EndRecording();
   absl::Status Replay(Recording& recording);
+
+  // Waits for what the stream was given; fails as CopyToHost.
+  absl::Status Synchronize(const char* what);
+  bool recording() const { return recording_; }
 
   // What an op returns behind its last launch: `launched` as a status, and in a blocking device the
   // first error of what runs.

@@ -97,6 +97,32 @@ TEST_P(CublasLtTest, NoticesThatBitsOfCodesDependOnTheNumberOfRows) {
   EXPECT_OK(MultiplyCodes(*device_, simt::CublasLt::kFixed, 128, w.view()));
 }
 
+// An op that does not wait for itself has nothing to say of its own bits; whoever waits hears it.
+TEST_P(CublasLtTest, WhoeverWaitsForResultsHearsOfOtherBits) {
+  const simt::ScopedOptions scope(With(simt::CublasLt::kVaries));
+  const auto device =
+      CreateDevice({.backend = BackendKind::kCuda, .dense_gemm = DenseGemm::kCublasLt}).value();
+  const Owned x = Random(rng_, DType::kBF16, {130, 128});
+  Owned out(DType::kF32, {130, 40});
+  const auto multiply = [&] {
+    return Linear(*device, {.x = x.view(), .w = w_.view(), .out = out.view()});
+  };
+  const auto is_told = [](const absl::Status& status) {
+    return status.code() == absl::StatusCode::kFailedPrecondition &&
+           status.message().find("has other bits") != absl::string_view::npos;
+  };
+  float value = 0;
+  EXPECT_OK(multiply());
+  EXPECT_TRUE(is_told(device->Synchronize()));
+  EXPECT_OK(device->Synchronize());
+  EXPECT_OK(multiply());
+  EXPECT_TRUE(is_told(device->CopyToHost(&value, out.as<float>(), sizeof(value))));
+  // The two rows behind the 128 are the small product's.
+  const simt::ScopedOptions mended(With(simt::CublasLt::kFixed));
+  EXPECT_OK(multiply());
+  EXPECT_OK(device->Synchronize());
+}
+
 // By types, K and layout, and for all rows of a matrix alike.
 TEST_P(CublasLtTest, TakesCodesInBlocksOf128) {
   const OwnedWeight w = RandomWeight(rng_, DType::kF8E4M3, 200, 256);

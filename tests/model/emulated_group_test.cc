@@ -427,6 +427,44 @@ TEST(EmulatedGroup, WorkingMemoryGrowsBehindACallThatDoesNotEnd) {
   EXPECT_FALSE(simt::TakeFault().has_value());
 }
 
+// The same where products of cuBLASLt are compared, as each size is when it is first met.
+TEST(EmulatedGroup, ProductsAreComparedBehindACallThatDoesNotEnd) {
+  const simt::ScopedOptions options({.seed = 7, .devices = kGpus});
+  transport::NcclGroupFabric fabric(kGpus, /*staged=*/false);
+  transport::TestGroupOf group(&fabric, 2);
+  transport::DeviceCalls& calls = *group.at(0).ForDevice();
+  kernels::DeviceOptions device_options;
+  device_options.backend = kernels::BackendKind::kCuda;
+  device_options.dense_gemm = kernels::DenseGemm::kCublasLt;
+  device_options.queue = fabric.gpu(0).stream();
+  {
+    constexpr int64_t kRows = 20, kWidth = 32;
+    const auto device = kernels::CreateDevice(device_options).value();
+    std::vector<kernels::DeviceBuffer> buffers;
+    const auto zeros = [&](kernels::DType type, int64_t rows) {
+      const std::vector<float> values(static_cast<size_t>(rows * kWidth));
+      buffers.push_back(device->Allocate(values.size() * sizeof(float)).value());
+      EXPECT_TRUE(
+          device->CopyToDevice(buffers.back().data(), values.data(), values.size() * sizeof(float))
+              .ok());
+      return kernels::TensorView::Contiguous(buffers.back().data(), type, {rows, kWidth});
+    };
+    const kernels::TensorView x = zeros(kernels::DType::kBF16, kRows);
+    const kernels::TensorView w = zeros(kernels::DType::kBF16, kWidth);
+    const kernels::TensorView out = zeros(kernels::DType::kF32, kRows);
+    const std::span<std::byte> room(static_cast<std::byte*>(out.data), 2 * kBytes);
+    calls.TrustSizes(true);
+    ASSERT_TRUE(calls.AllGather(room.first(kBytes), room, Duration::Seconds(60)).ok());
+    calls.TrustSizes(false);
+    const absl::Status multiplied = kernels::Linear(*device, {.x = x, .w = {.w = w}, .out = out});
+    EXPECT_TRUE(multiplied.ok()) << multiplied;
+    EXPECT_EQ(cudaStreamQuery(fabric.gpu(0).stream()), cudaErrorNotReady);
+    const absl::Status status = calls.Settle(Duration::Millis(200));
+    EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
+  }
+  EXPECT_EQ(simt::TakeFault(), std::nullopt);
+}
+
 INSTANTIATE_TEST_SUITE_P(Schedules, EmulatedGroupTest,
                          testing::Values(Setup{"bf16-groups-mtp", 1},
                                          Setup{"bf16-groups-mtp", 2, true},
