@@ -103,7 +103,14 @@ absl::StatusOr<std::vector<GpuTime>> TimeOps(const GpuLimits& limits,
     };
     BATON_ASSIGN_OR_RETURN(time.seconds, measured(*device));
     if (work.dense_bf16 || (work.dense_codes && limits.capability == 90)) {
-      BATON_ASSIGN_OR_RETURN(time.cublaslt_seconds, measured(*library));
+      const absl::StatusOr<double> seconds = measured(*library);
+      if (seconds.ok()) {
+        time.cublaslt_seconds = *seconds;
+      } else if (absl::IsFailedPrecondition(seconds.status())) {
+        time.cublaslt_refused = std::string(seconds.status().message());
+      } else {
+        return seconds.status();
+      }
     }
     times.push_back(std::move(time));
   }
@@ -123,6 +130,9 @@ std::string TimesTable(const GpuLimits& limits, const std::vector<GpuTime>& time
                           100 * time.bound_seconds / time.seconds,
                           time.memory_bound ? "memory" : "compute",
                           time.cublaslt_seconds ? Times(*time.cublaslt_seconds) : "");
+    if (!time.cublaslt_refused.empty()) {
+      absl::StrAppend(&table, "  cuBLASLt refused: ", time.cublaslt_refused, "\n");
+    }
   }
   return table;
 }
@@ -145,6 +155,7 @@ std::string TimesJson(const GpuLimits& limits, const std::vector<GpuTime>& times
                           {"flops", time.flops},
                           {"bound_by", time.memory_bound ? "memory" : "compute"}};
     if (time.cublaslt_seconds) row["cublaslt_seconds"] = *time.cublaslt_seconds;
+    if (!time.cublaslt_refused.empty()) row["cublaslt_refused"] = time.cublaslt_refused;
     out["times"].push_back(row);
   }
   return out.dump(2) + "\n";

@@ -31,6 +31,7 @@ struct GpuTime {
   bool memory_bound = false;
   double bytes = 0, flops = 0;
   std::optional<double> cublaslt_seconds;  // of the same product
+  std::string cublaslt_refused;            // why it has none: bits are at stake, or no algorithm
 };
 
 struct GpuTimesOptions {
@@ -38,7 +39,7 @@ struct GpuTimesOptions {
   Duration at_least = Duration::Millis(200);  // each measurement
   int warmups = 3;
 };
-// Every case, one after the other. The first error ends it.
+// Every case, one after the other. The first error ends it, but for what cuBLASLt refuses.
 absl::StatusOr<std::vector<GpuTime>> TimeOps(const GpuLimits& limits,
                                              const GpuTimesOptions& options, Clock& clock);
 

@@ -54,5 +54,27 @@ TEST(GpuTimesTest, EveryOpIsTimedAgainstABound) {
   EXPECT_FALSE(simt::TakeFault().has_value());
 }
 
+// What cuBLASLt refuses says so in its place; all else is timed.
+TEST(GpuTimesTest, RefusalsOfCublasLtAreTold) {
+  simt::Options options = simt::GetOptions();
+  options.cublaslt = simt::CublasLt::kOnlySplits;
+  const simt::ScopedOptions scope(options);
+  const absl::StatusOr<GpuLimits> limits = LimitsOf(0);
+  ASSERT_TRUE(limits.ok()) << limits.status();
+  MonotonicClock clock;
+  const absl::StatusOr<std::vector<GpuTime>> times = TimeOps(
+      *limits, {.sizes = GpuSizes::kTiny, .at_least = Duration::Nanos(1), .warmups = 1}, clock);
+  ASSERT_TRUE(times.ok()) << times.status();
+  int refused = 0;
+  for (const GpuTime& time : *times) {
+    EXPECT_GT(time.seconds, 0) << time.op;
+    EXPECT_FALSE(time.cublaslt_seconds.has_value()) << time.op;
+    refused += time.cublaslt_refused.empty() ? 0 : 1;
+  }
+  EXPECT_EQ(refused, 5);
+  EXPECT_THAT(TimesTable(*limits, *times), HasSubstr("refused: Linear (o_proj"));
+  EXPECT_THAT(TimesJson(*limits, *times), HasSubstr("without a split of K"));
+}
+
 }  // namespace
 }  // namespace baton::kernels
