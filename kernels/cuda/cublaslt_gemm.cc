@@ -46,10 +46,10 @@ int64_t PaddedRows(int64_t rows) {
   return std::max(padded, rows);
 }
 
-// Rows of `bytes` bytes: a multiple of 4, or of 2 where `unit` is.
+// LaunchPadRows, in elements of `unit` bytes: 2 or 4.
 struct RowCopy {
   const void* from = nullptr;
-  int64_t from_stride = 0;  // elements of `unit` bytes, as all below
+  int64_t from_stride = 0;
   void* to = nullptr;
   int64_t to_stride = 0;
   int64_t rows = 0, padded_rows = 0;
