@@ -18,10 +18,12 @@
 #include "model/memory_plan.h"
 #include "scheduler/expert_placement.h"
 #include "server/cli.h"
+#include "transport/nccl/nccl_transport.h"
 
 namespace baton::server {
 namespace {
 
+constexpr int64_t kKiB = 1024;
 constexpr int64_t kMiB = int64_t{1} << 20;
 // Of a rank on a CPU, where memory_mb is 0.
 constexpr int64_t kPrefillBytes = 512 * kMiB;
@@ -131,6 +133,16 @@ int32_t ThreadsOfRank(const Config& config, RunnerRole role) {
   return std::max(1, AllowedCpuCount() / ranks);
 }
 
+// Of a rank with as many communicators for hand-offs as it may have.
+int64_t WindowBytes(const Config& config) {
+  const v1::Nccl& nccl = config.handoff().nccl();
+  if (!nccl.one_sided()) return 0;
+  return nccl.max_communicators() *
+         static_cast<int64_t>(transport::NcclWindowBytes(
+             static_cast<uint64_t>(nccl.coalesce_kb() * kKiB),
+             static_cast<uint64_t>(config.handoff().max_message_kb() * kKiB)));
+}
+
 // What kernels.cuda.memory_fraction leaves of a GPU of `gpu_bytes`. The placement of experts and
 // everything else that weights depend on is in `options`.
 absl::StatusOr<int64_t> GpuBudget(const Config& config, RunnerRole role,
@@ -140,7 +152,8 @@ absl::StatusOr<int64_t> GpuBudget(const Config& config, RunnerRole role,
   const double fraction = config.kernels().cuda().memory_fraction();
   const auto allowed = static_cast<int64_t>(fraction * static_cast<double>(gpu_bytes));
   const int64_t staging =
-      (prefill ? config.prefill().staging_mb() : config.handoff().nccl().staging_mb()) * kMiB;
+      (prefill ? config.prefill().staging_mb() : config.handoff().nccl().staging_mb()) * kMiB +
+      WindowBytes(config);
   options.total_pages = 1;
   const model::MemoryPlan plan = model::PlanMemory(model, options);
   const int64_t left = allowed - plan.device_weight_bytes - options.device.working_bytes - staging;

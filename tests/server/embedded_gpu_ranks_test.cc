@@ -161,6 +161,11 @@ TEST(EmbeddedGpuMemory, AGpuThatIsTooSmallIsToldWithTheSum) {
                       "do not hold what a rank of decode needs"),
             HasSubstr("528.0 MiB working memory and staging"),
             HasSubstr("raise it, raise decode.ranks, or use GPUs with more memory")));
+  // One-sided hand-offs have 64 windows of 4 MiB.
+  config.mutable_handoff()->mutable_nccl()->set_one_sided(true);
+  EXPECT_THAT(
+      std::string(RunnerOptionsFor(config, RunnerRole::kDecode, *loaded).status().message()),
+      HasSubstr("784.0 MiB working memory and staging"));
   config.mutable_decode()->set_memory_mb(64);
   EXPECT_GT(RunnerOptionsFor(config, RunnerRole::kDecode, *loaded)->total_pages, 0);
 }

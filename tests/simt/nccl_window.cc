@@ -36,7 +36,12 @@ struct Block {
 std::mutex blocks_mutex;
 std::map<const void*, Block> blocks;  // of WindowMemory, by begin; guarded by blocks_mutex
 
+std::atomic<int> held_puts{-1};
+
 }  // namespace
+
+void HoldPuts(int device) { held_puts = device; }
+int HeldPuts() { return held_puts; }
 
 std::shared_ptr<SharedMemory> SharedMemory::Create(size_t bytes) {
   const int fd = memfd_create("baton-simt", MFD_CLOEXEC);

@@ -17,6 +17,10 @@ namespace baton::simt {
 
 class NcclComm;
 
+// Puts of this device that have begun stop half-way, as if its copy engines stood; -1: of none.
+void HoldPuts(int device);
+int HeldPuts();
+
 // Memory that processes share. Thread-safe.
 class SharedMemory {
  public:

@@ -155,6 +155,7 @@ ncclResult_t PutSignal(const void* from, size_t count, ncclDataType_t type, int 
   return Launch(handle, stream,
                 [comm, from, count, peer, to, offset, done = size_t{0}](uint32_t op) mutable {
                   if (done == 0 && !Touch(op, from, count, /*write=*/false, "a put")) return true;
+                  if (done > 0 && HeldPuts() == comm->device()) return false;
                   const size_t part = std::min(kPutBytes, count - done);
                   std::memcpy(to->parts[static_cast<size_t>(peer)]->data() + offset + done,
                               static_cast<const char*>(from) + done, part);

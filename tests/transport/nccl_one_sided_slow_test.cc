@@ -2,6 +2,7 @@
 // goes.
 
 #include "tests/simt/memory.h"
+#include "tests/simt/nccl_window.h"
 #include "tests/transport/nccl_handoff_fixture.h"
 
 namespace baton::transport {
@@ -195,6 +196,30 @@ TEST_F(NcclOneSidedHandoff, PeersComeAndGoInTheMidstOfPuts) {
   ExpectDelivers(*stays, *last, 20);
 }
 
+// The sender's copy engine stands in the midst of a put until both sides have given each other up,
+// and the receiver has served others: what comes then meets memory that nobody has.
+TEST_F(NcclOneSidedHandoff, ALateWriterDisturbsNobody) {
+  NcclTransportOptions impatient = OneSided();
+  impatient.transfer_timeout = Duration::Millis(200);
+  auto late = Make(impatient), other = Make(OneSided()), to = Make(OneSided());
+  KvTransport& inner = static_cast<StagedTransport&>(to->peer.transport()).inner();
+  const TransferId transfer = late->Prepare(*to);
+  simt::HoldPuts(0);
+  ASSERT_TRUE(late->Post(transfer, 1, 0, kTestMaxMessageBytes).ok());
+  // The receiver gives its staging back though the put still stands.
+  ASSERT_TRUE(Poll({late.get(), to.get()}, [&] {
+    return late->counters().peers_lost == 1 &&
+           static_cast<NcclTransport&>(inner).staging_in_use_bytes() == 0;
+  }));
+  ExpectDelivers(*other, *to, 30);
+  // Its payload is its own no sooner than the put has ended.
+  EXPECT_EQ(late->peer.Count(kPeerLost), 0u);
+  simt::HoldPuts(-1);
+  ASSERT_TRUE(Poll({late.get()}, [&] { return late->peer.Count(kPeerLost, transfer) == 1; }));
+  ExpectDelivers(*late, *to, 30);
+  ExpectDelivers(*other, *to, 30);
+}
+
 // A peer that announces what it has not put would leave a stream that stands: nothing is taken that
 // was not granted.
 TEST_F(NcclOneSidedHandoff, WhatWasNotGrantedIsNotTaken) {
@@ -217,6 +242,36 @@ TEST_F(NcclOneSidedHandoff, WhatWasNotGrantedIsNotTaken) {
   }
   EXPECT_EQ(b->counters().malformed_messages, 3u);
   ExpectDelivers(*a, *b, 10);
+}
+
+// What both sides do together never ends when one does not come, but for the abort.
+TEST_F(NcclOneSidedHandoff, ASenderThatBreaksOffWhileItConnectsIsForgotten) {
+  NcclTransportOptions lonely = OneSided();
+  lonely.max_peers = 1;
+  auto a = Make(OneSided()), b = Make(lonely);
+  {
+    const NcclAddress address = AddressOf(b->peer.transport());
+    Stranger stranger(address.port);
+    Say(stranger, {.kind = HandoffKind::kHello, .number = address.incarnation});
+    // Nobody else has this id.
+    Say(stranger,
+        {.kind = HandoffKind::kOpen, .number = 1, .address = 4096, .text = std::string(128, 'j')});
+    ASSERT_TRUE(Poll({b.get()}, [&] { return b->counters().communicators == 1; }));
+  }
+  // It has the only place until it is forgotten.
+  TransferId transfer = a->Prepare(*b);
+  size_t lost = 0;
+  ASSERT_TRUE(Poll({a.get(), b.get()}, [&] {
+    if (a->peer.Count(kPeerLost) > lost) {
+      ++lost;
+      a->peer.transport().Release(transfer);
+      transfer = a->Prepare(*b);
+    }
+    if (a->peer.transport().Post(transfer, 1, TestHeader(1, {}), {}).ok()) {
+      a->peer.transport().Flush(transfer);
+    }
+    return b->peer.Count(kReceived) > 0;
+  }));
 }
 
 }  // namespace

@@ -8,12 +8,6 @@
 #include "base/check.h"
 
 namespace baton::transport {
-namespace {
-
-// A batch takes so many times what makes it worth sending, where more waits.
-constexpr uint64_t kBatchFactor = 4;
-
-}  // namespace
 
 // --- commands
 
@@ -236,7 +230,7 @@ void HandoffOutbound::GiveUpPuts(Peer& peer, const std::string& why) {
 // Room for any batch.
 uint64_t HandoffOutbound::WindowBytes(const Peer& peer) const {
   const NcclTransportOptions& options = context_.options;
-  return std::min(std::max(options.coalesce_bytes * kBatchFactor, options.max_message_bytes),
+  return std::min(NcclWindowBytes(options.coalesce_bytes, options.max_message_bytes),
                   peer.staging_bytes);
 }
 
@@ -395,7 +389,7 @@ HandoffOutbound::Batch HandoffOutbound::TakeBatch(Peer& peer) {
   Batch batch;
   batch.number = peer.next_batch++;
   // All batches of this peer that are open fit its staging, unless one message alone is larger.
-  const uint64_t most = std::min(context_.options.coalesce_bytes * kBatchFactor,
+  const uint64_t most = std::min(context_.options.coalesce_bytes * kNcclBatchFactor,
                                  peer.staging_bytes / kMaxOpenBatches);
   while (!peer.queue.empty() && batch.posts.size() < kMaxBatchMessages) {
     const PostCommand& post = peer.queue.front().command;

@@ -70,6 +70,15 @@ struct NcclTransportOptions {
   Log log;
 };
 
+// A batch takes at most so many times coalesce_bytes, but for a message that is larger.
+inline constexpr uint64_t kNcclBatchFactor = 4;
+
+// What a window for one-sided hand-offs takes of both GPUs, for each communicator.
+constexpr uint64_t NcclWindowBytes(uint64_t coalesce_bytes, uint64_t max_message_bytes) {
+  const uint64_t batch = coalesce_bytes * kNcclBatchFactor;
+  return batch > max_message_bytes ? batch : max_message_bytes;
+}
+
 struct NcclCounters {
   uint64_t malformed_messages = 0;  // what came over TCP was no message, or not the next one
   uint64_t dropped_notifies = 0;    // no room left
