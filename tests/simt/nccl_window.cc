@@ -100,8 +100,8 @@ bool WindowMemory::Free(void* data) {
   if (it == blocks.end()) return false;
   // The range gets memory of its own again, and the pages stay with those who have mapped them.
   const size_t pages = (it->second.shared->bytes() + kPage - 1) / kPage * kPage;
-  mmap(data, pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
-       -1, 0);
+  (void)mmap(data, pages, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   Memory::Get().Free(it->second.allocation);
   blocks.erase(it);
   return true;
