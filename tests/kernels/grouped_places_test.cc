@@ -100,7 +100,7 @@ TEST_P(GroupedPlacesTest, GroupsMayShareAMatrix) {
       const OwnedWeights w = RandomWeights(rng_, type, 2, kN, 144);
       const Placed placed(w, 2 * kN, {0, kN}, 0);
       const std::vector<Weight> groups = {placed.views[0], placed.views[others], placed.views[0]};
-      Owned out(DType::kF32, {6, kN}), single = out;
+      Owned out(DType::kF32, {6, kN}), single(DType::kF32, {6, kN});
       EXPECT_OK(GroupedLinear(
           *device_, {.x = x.view(), .offsets = offsets.view(), .w = groups, .out = out.view()}));
       for (int64_t g = 0; g < 3; ++g) {

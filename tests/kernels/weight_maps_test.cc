@@ -19,6 +19,7 @@ using cuda::GemmWeight;
 // Matrices of rows of 96 bytes at these bytes.
 std::vector<GemmWeight> At(const std::vector<int64_t>& bytes) {
   std::vector<GemmWeight> weights;
+  weights.reserve(bytes.size());
   for (const int64_t at : bytes) {
     weights.push_back({.data = reinterpret_cast<const void*>(4096 + at), .stride = 96});
   }
@@ -26,6 +27,7 @@ std::vector<GemmWeight> At(const std::vector<int64_t>& bytes) {
 }
 std::vector<int32_t> LayersOf(const std::vector<GemmWeight>& weights) {
   std::vector<int32_t> layers;
+  layers.reserve(weights.size());
   for (const GemmWeight& weight : weights) layers.push_back(weight.layer);
   return layers;
 }
@@ -101,7 +103,7 @@ TEST_F(WeightMaps, ThoseOfHeadsAre) {
     const Owned latents = Random(rng_, DType::kBF16, {3, 5, 64});
     const OwnedWeight kv_b = RandomWeight(rng_, type, 5 * 40, 64);
     const std::unique_ptr<Device> reference = MakeDevice(BackendKind::kReference);
-    Owned expected(DType::kBF16, {3, 5, 24}), actual = expected;
+    Owned expected(DType::kBF16, {3, 5, 24}), actual(DType::kBF16, {3, 5, 24});
     MlaExpandVArgs args{.o_lat = latents.view(), .kv_b = kv_b.view(), .out = expected.view()};
     EXPECT_OK(MlaExpandV(*reference, args));
     args.out = actual.view();
