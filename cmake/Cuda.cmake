@@ -113,7 +113,8 @@ set(BATON_NCCL_SOURCES
     ${CMAKE_SOURCE_DIR}/transport/nccl/one_sided_calls.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/pair_channel.cc
     ${CMAKE_SOURCE_DIR}/transport/nccl/payload_memory.cc
-    ${CMAKE_SOURCE_DIR}/transport/nccl/put_channel.cc)
+    ${CMAKE_SOURCE_DIR}/transport/nccl/put_channel.cc
+    ${CMAKE_SOURCE_DIR}/transport/nccl/window_memory.cc)
 
 # baton_emulate_cuda(TARGET a.cu ...)
 # Compiles .cu files as C++ against tests/simt, into a target of the calling folder. -fsanitize=thread makes the compiler

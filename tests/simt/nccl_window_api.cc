@@ -32,12 +32,15 @@ using transport::NcclSignalCount;
 // What a put copies before the device turns to something else.
 constexpr size_t kPutBytes = size_t{64} << 10;
 
+// These two may wait for all that runs on the device, as the driver's calls in them may.
 ncclResult_t MemAlloc(void** pointer, size_t bytes) {
+  (void)Runtime::Get().SynchronizeDevice();
   *pointer = WindowMemory::Allocate(bytes, Runtime::current_device());
   return *pointer == nullptr ? ncclUnhandledCudaError : ncclSuccess;
 }
 
 ncclResult_t MemFree(void* pointer) {
+  (void)Runtime::Get().SynchronizeDevice();
   if (WindowMemory::Free(pointer)) return ncclSuccess;
   return RefuseNccl("ncclMemFree of what ncclMemAlloc has not given");
 }

@@ -20,6 +20,12 @@ NcclTransportOptions OneSided() {
   return options;
 }
 
+struct HeldPuts {
+  explicit HeldPuts(int device) { simt::HoldPuts(device); }
+  ~HeldPuts() { End(); }
+  void End() const { simt::HoldPuts(-1); }
+};
+
 class NcclOneSidedHandoff : public NcclHandoff {
  protected:
   static void SetUpTestSuite() { simt::SetOptions(OneSidedNccl()); }
@@ -200,21 +206,29 @@ TEST_F(NcclOneSidedHandoff, PeersComeAndGoInTheMidstOfPuts) {
 // and the receiver has served others: what comes then meets memory that nobody has.
 TEST_F(NcclOneSidedHandoff, ALateWriterDisturbsNobody) {
   NcclTransportOptions impatient = OneSided();
-  impatient.transfer_timeout = Duration::Millis(200);
+  impatient.transfer_timeout = Duration::Millis(1500);
   auto late = Make(impatient), other = Make(OneSided()), to = Make(OneSided());
+  auto leaves = Make(OneSided());
   KvTransport& inner = static_cast<StagedTransport&>(to->peer.transport()).inner();
+  ExpectDelivers(*late, *leaves, 3);
+  ExpectDelivers(*late, *to, 3);
   const TransferId transfer = late->Prepare(*to);
-  simt::HoldPuts(0);
+  const uint64_t put = late->counters().batches_put;
+  const HeldPuts held(0);
   ASSERT_TRUE(late->Post(transfer, 1, 0, kTestMaxMessageBytes).ok());
+  late->peer.transport().Flush(transfer);
+  ASSERT_TRUE(Poll({late.get(), to.get()}, [&] { return late->counters().batches_put > put; }));
+  // The GPU of a put that stands gives no memory back: that must not stop who is to abort it.
+  leaves.reset();
   // The receiver gives its staging back though the put still stands.
   ASSERT_TRUE(Poll({late.get(), to.get()}, [&] {
-    return late->counters().peers_lost == 1 &&
+    return late->counters().peers_lost == 2 &&
            static_cast<NcclTransport&>(inner).staging_in_use_bytes() == 0;
   }));
   ExpectDelivers(*other, *to, 30);
   // Its payload is its own no sooner than the put has ended.
   EXPECT_EQ(late->peer.Count(kPeerLost), 0u);
-  simt::HoldPuts(-1);
+  held.End();
   ASSERT_TRUE(Poll({late.get()}, [&] { return late->peer.Count(kPeerLost, transfer) == 1; }));
   ExpectDelivers(*late, *to, 30);
   ExpectDelivers(*other, *to, 30);

@@ -20,6 +20,7 @@
 #include "transport/nccl/cuda_buffers.h"
 #include "transport/nccl/handoff_channel.h"
 #include "transport/nccl/nccl_status.h"
+#include "transport/nccl/window_memory.h"
 
 namespace baton::transport {
 namespace {
@@ -31,6 +32,7 @@ class PutChannel final : public HandoffChannel {
         calls_(*options.one_sided),
         peer_(end == ChannelEnd::kSender ? kReceiver : kSender),
         stream_(options.gpu, options.wake_fd),
+        memory_(calls_, options.gpu, window_bytes),
         room_(window_bytes) {}
   ~PutChannel() override;
 
@@ -39,8 +41,7 @@ class PutChannel final : public HandoffChannel {
   void Poll() override;
   absl::Status failure() const override { return failure_; }
   bool is_connected() const override {
-    return state_ != State::kConnecting && state_ != State::kRegistering &&
-           state_ != State::kMeeting;
+    return state_ == State::kReady || state_ == State::kLaunching || state_ == State::kAborted;
   }
   // What a receiver expects it launches later.
   bool is_ready() const override {
@@ -64,6 +65,7 @@ class PutChannel final : public HandoffChannel {
   static constexpr int kSender = 0, kReceiver = 1;  // ranks
   enum class State : uint8_t {
     kConnecting,
+    kAllocating,
     kRegistering,  // the window
     kMeeting,      // in the first signals of both sides
     kReady,
@@ -77,7 +79,7 @@ class PutChannel final : public HandoffChannel {
   };
 
   bool is_receiver() const { return peer_ == kSender; }
-  std::byte* window_at(size_t at) const { return static_cast<std::byte*>(memory_) + at; }
+  std::byte* window_at(size_t at) const { return memory_.data() + at; }
   // What follows when NCCL is through with what the state says.
   absl::Status Advance();
   absl::Status Register();
@@ -86,14 +88,13 @@ class PutChannel final : public HandoffChannel {
   // After a call that puts something on the stream.
   absl::Status Launched(ncclResult_t result, const char* what);
   absl::Status FinishLaunch();
-  void Free();
 
   const ChannelOptions options_;
   const OneSidedCalls calls_;
   const int peer_;
   BatchStream stream_;
   ncclComm_t comm_ = nullptr;
-  void* memory_ = nullptr;  // this side's part of the window
+  WindowMemory memory_;  // this side's part of the window
   ncclWindow_t window_ = nullptr;
   State state_ = State::kConnecting;
   absl::Status failure_;
@@ -136,7 +137,11 @@ void PutChannel::Poll() {
 absl::Status PutChannel::Advance() {
   switch (state_) {
     case State::kConnecting:
-      return Register();
+      state_ = State::kAllocating;
+      memory_.Allocate();
+      return absl::OkStatus();
+    case State::kAllocating:
+      return memory_.is_busy() ? absl::OkStatus() : Register();
     case State::kRegistering:
       return Meet();
     case State::kMeeting:
@@ -155,11 +160,11 @@ absl::Status PutChannel::Advance() {
 
 absl::Status PutChannel::Register() {
   constexpr int kSymmetric = 1;  // NCCL_WIN_COLL_SYMMETRIC
-  BATON_RETURN_IF_ERROR(RuntimeStatus(cudaSetDevice(options_.gpu), "cudaSetDevice"));
-  BATON_RETURN_IF_ERROR(NcclStatus(calls_.mem_alloc(&memory_, room_.bytes()), "ncclMemAlloc"));
+  BATON_RETURN_IF_ERROR(memory_.status());
   state_ = State::kRegistering;
-  return NcclStatus(calls_.window_register(comm_, memory_, room_.bytes(), &window_, kSymmetric),
-                    "ncclCommWindowRegister");
+  return NcclStatus(
+      calls_.window_register(comm_, memory_.data(), memory_.bytes(), &window_, kSymmetric),
+      "ncclCommWindowRegister");
 }
 
 // The first signal of each side waits for that of the other, so that has to be behind them before
@@ -275,7 +280,7 @@ void PutChannel::Abort() {
 }
 
 bool PutChannel::drained() {
-  if (state_ != State::kAborted) return false;
+  if (state_ != State::kAborted || memory_.is_busy()) return false;
   if (comm_ != nullptr) {
     ncclResult_t result = ncclSuccess;
     (void)ncclCommGetAsyncError(comm_, &result);
@@ -284,12 +289,9 @@ bool PutChannel::drained() {
   stream_.End();
   if (!stream_.drained()) return false;
   if (comm_ != nullptr) (void)ncclCommAbort(std::exchange(comm_, nullptr));
-  Free();
-  return true;
-}
-
-void PutChannel::Free() {
-  if (memory_ != nullptr) (void)calls_.mem_free(std::exchange(memory_, nullptr));
+  if (memory_.data() == nullptr) return true;
+  memory_.Free();
+  return false;
 }
 
 }  // namespace
