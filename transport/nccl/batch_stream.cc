@@ -40,6 +40,16 @@ absl::Status BatchStream::Mark(cudaEvent_t* event) {
   return RuntimeStatus(cudaEventRecord(*event, stream_), "an event");
 }
 
+absl::Status BatchStream::Copy(std::span<const ChannelPiece> pieces, std::byte* to) {
+  for (const ChannelPiece& piece : pieces) {
+    BATON_RETURN_IF_ERROR(
+        RuntimeStatus(cudaMemcpyAsync(to, piece.data, piece.bytes, cudaMemcpyDefault, stream_),
+                      "a copy of a hand-off"));
+    to += piece.bytes;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status BatchStream::MarkEnd(uint64_t batch) {
   under_way_.push_back({.number = batch});
   BATON_RETURN_IF_ERROR(Mark(&under_way_.back().done));

@@ -6,11 +6,14 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <optional>
+#include <span>
 
 #include "absl/status/status.h"
+#include "transport/nccl/handoff_channel.h"
 
 namespace baton::transport {
 
@@ -27,6 +30,8 @@ class BatchStream {
   absl::Status Create();
   cudaStream_t get() const { return stream_; }
 
+  // Copies the pieces to `to`, one behind the other.
+  absl::Status Copy(std::span<const ChannelPiece> pieces, std::byte* to);
   // Everything of the batch is on the stream.
   absl::Status MarkEnd(uint64_t batch);
   bool is_busy() const { return !under_way_.empty(); }

@@ -6,7 +6,6 @@
 #include "base/check.h"
 #include "base/status_macros.h"
 #include "transport/nccl/batch_stream.h"
-#include "transport/nccl/cuda_buffers.h"
 #include "transport/nccl/handoff_channel.h"
 
 namespace baton::transport {
@@ -34,14 +33,8 @@ class CopyChannel final : public HandoffChannel {
 
   absl::Status Send(uint64_t batch, std::span<const ChannelPiece> pieces, uint64_t where) override {
     BATON_CHECK(is_ready());
-    std::byte* to = reinterpret_cast<std::byte*>(where);
-    for (const ChannelPiece& piece : pieces) {
-      failure_ = RuntimeStatus(
-          cudaMemcpyAsync(to, piece.data, piece.bytes, cudaMemcpyDefault, stream_.get()),
-          "a copy of a hand-off");
-      if (!failure_.ok()) return failure_;
-      to += piece.bytes;
-    }
+    failure_ = stream_.Copy(pieces, reinterpret_cast<std::byte*>(where));
+    if (!failure_.ok()) return failure_;
     return failure_ = stream_.MarkEnd(batch);
   }
 

@@ -17,7 +17,6 @@
 #include "base/status_macros.h"
 #include "transport/block_ring.h"
 #include "transport/nccl/batch_stream.h"
-#include "transport/nccl/cuda_buffers.h"
 #include "transport/nccl/handoff_channel.h"
 #include "transport/nccl/nccl_status.h"
 #include "transport/nccl/window_memory.h"
@@ -196,10 +195,8 @@ absl::Status PutChannel::FinishLaunch() {
   if (!is_receiver()) return stream_.MarkEnd(sending_);
   const Landing landing = to_take_.front();
   to_take_.pop_front();
-  BATON_RETURN_IF_ERROR(
-      RuntimeStatus(cudaMemcpyAsync(landing.to.data(), window_at(landing.at), landing.to.size(),
-                                    cudaMemcpyDefault, stream_.get()),
-                    "a copy of a hand-off"));
+  const ChannelPiece piece{window_at(landing.at), landing.to.size()};
+  BATON_RETURN_IF_ERROR(stream_.Copy({&piece, 1}, landing.to.data()));
   return stream_.MarkEnd(landing.batch);
 }
 
@@ -219,14 +216,8 @@ absl::Status PutChannel::Send(uint64_t batch, std::span<const ChannelPiece> piec
   if (options_.launches != nullptr) launches = std::unique_lock(*options_.launches);
   // A put has to begin in a window, too. What was there before has left it: the receiver grants a
   // place anew when it has taken what was put there.
-  std::byte* to = window_at(where);
-  for (const ChannelPiece& piece : pieces) {
-    failure_ = RuntimeStatus(
-        cudaMemcpyAsync(to, piece.data, piece.bytes, cudaMemcpyDefault, stream_.get()),
-        "a copy of a hand-off");
-    if (!failure_.ok()) return failure_;
-    to += piece.bytes;
-  }
+  failure_ = stream_.Copy(pieces, window_at(where));
+  if (!failure_.ok()) return failure_;
   sending_ = batch;
   const ncclResult_t result = calls_.put_signal(window_at(where), bytes, ncclInt8, peer_, window_,
                                                 where, 0, 0, 0, comm_, stream_.get());
