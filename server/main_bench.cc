@@ -170,7 +170,8 @@ absl::StatusOr<int> RunLoad(const CommandContext& context, const BenchOptions& o
 absl::StatusOr<int> BenchEmbedded(const CommandContext& context, const BenchOptions& options) {
   MonotonicClock clock;
   BATON_ASSIGN_OR_RETURN(const ModelFiles files, LoadModelFiles(context.config()));
-  BATON_ASSIGN_OR_RETURN(EmbeddedParts parts, MakeEmbeddedParts(context.config(), files));
+  BATON_ASSIGN_OR_RETURN(EmbeddedParts parts,
+                         MakeEmbeddedParts(context.config(), files, context.log));
   Metrics metrics(MetricsOptionsFor(context.config(), files.description));
   BATON_ASSIGN_OR_RETURN(const std::unique_ptr<Embedded> embedded,
                          Embedded::Start(std::move(parts), clock, metrics, context.log));

@@ -34,7 +34,8 @@ absl::StatusOr<std::string> CarrierOf(const Config& config, const GpuPlan& plan)
 // The ranks of one role, with endpoints that reach those of the other.
 class RankMaker {
  public:
-  RankMaker(const Config& config, const ModelFiles& files) : config_(config), files_(files) {
+  RankMaker(const Config& config, const ModelFiles& files, const Log& log)
+      : config_(config), files_(files), log_(log) {
     // Threads of this process, also where a file says how its ranks would meet as processes.
     config_.mutable_prefill()->clear_group_addresses();
     config_.mutable_decode()->clear_group_addresses();
@@ -91,7 +92,9 @@ class RankMaker {
 
   absl::Status Complete(RunnerRole role, size_t number, int gpu, model::RunnerOptions options,
                         transport::InprocFabric& fabric, EmbeddedRank& rank) {
+    const Log log = log_.With({{"component", RoleName(role)}, {"rank", number}});
     options.device.gpu = gpu;
+    options.upload_progress = LogUpload(log);
     if (rank.place != nullptr) options.device.queue = rank.place->queue();
     options.group.overlap_rows = 0;
     options.group.collectives = rank.collectives.get();
@@ -106,12 +109,13 @@ class RankMaker {
     }
     BATON_ASSIGN_OR_RETURN(rank.transport,
                            MakeProcessTransport(config_, role, options.device, rank.place.get(),
-                                                kLoopback, clock_, Log()));
+                                                kLoopback, clock_, log));
     return absl::OkStatus();
   }
 
   Config config_;
   const ModelFiles& files_;
+  const Log log_;
   const std::shared_ptr<Clock> clock_ = std::make_shared<MonotonicClock>();
   GpuPlan plan_;
   transport::InprocFabric fabric_;
@@ -140,11 +144,12 @@ absl::StatusOr<GpuPlan> PlanGpus(const Config& config, int gpus) {
   return plan;
 }
 
-absl::StatusOr<EmbeddedParts> MakeEmbeddedParts(const Config& config, const ModelFiles& files) {
+absl::StatusOr<EmbeddedParts> MakeEmbeddedParts(const Config& config, const ModelFiles& files,
+                                                const Log& log) {
   EmbeddedParts parts;
   parts.model = files.description;
   BATON_ASSIGN_OR_RETURN(parts.tokenizer, model::Tokenizer::Load(files.model->directory));
-  RankMaker maker(config, files);
+  RankMaker maker(config, files, log);
   BATON_RETURN_IF_ERROR(maker.Plan());
   BATON_ASSIGN_OR_RETURN(parts.prefill_ranks, maker.Make(RunnerRole::kPrefill));
   BATON_ASSIGN_OR_RETURN(parts.decode_ranks, maker.Make(RunnerRole::kDecode));

@@ -25,8 +25,10 @@ struct GpuPlan {
 // other's NCCL calls, which nothing puts into one order.
 absl::StatusOr<GpuPlan> PlanGpus(const Config& config, int gpus);
 
-// Everything that Embedded needs, with the ranks of both workers.
-absl::StatusOr<EmbeddedParts> MakeEmbeddedParts(const Config& config, const ModelFiles& files);
+// Everything that Embedded needs, with the ranks of both workers. `log` is for what they tell while
+// they are made, and for their transports.
+absl::StatusOr<EmbeddedParts> MakeEmbeddedParts(const Config& config, const ModelFiles& files,
+                                                const Log& log);
 
 }  // namespace baton::server
 

@@ -33,15 +33,6 @@ uint64_t RandomBits() {
   return uint64_t{random()} << 32 | random();
 }
 
-// Says how far the weights are on their way to a GPU, ten times at most.
-std::function<void(int64_t, int64_t)> LogUpload(const Log& log) {
-  return [log, told = int64_t{0}](int64_t done, int64_t total) mutable {
-    if (done < total && (done - told) * 10 < total) return;
-    told = done;
-    log.Info("weights are copied to the GPU", {{"done_bytes", done}, {"total_bytes", total}});
-  };
-}
-
 // What handoff.* says; but for the GPU, where to listen, and the log.
 transport::NcclTransportOptions NcclOptionsFor(const Config& config, RunnerRole role) {
   const v1::Nccl& nccl = config.handoff().nccl();
@@ -66,6 +57,14 @@ transport::NcclTransportOptions NcclOptionsFor(const Config& config, RunnerRole 
 }
 
 }  // namespace
+
+std::function<void(int64_t, int64_t)> LogUpload(const Log& log) {
+  return [log, told = int64_t{0}](int64_t done, int64_t total) mutable {
+    if (done < total && (done - told) * 10 < total) return;
+    told = done;
+    log.Info("weights are copied to the GPU", {{"done_bytes", done}, {"total_bytes", total}});
+  };
+}
 
 absl::StatusOr<ModelFiles> LoadModelFiles(const Config& config) {
   ModelFiles files;

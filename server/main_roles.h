@@ -44,6 +44,10 @@ struct ModelFiles {
 };
 absl::StatusOr<ModelFiles> LoadModelFiles(const Config& config);
 
+// RunnerOptions::upload_progress that says in the log how far the weights are on their way to a
+// GPU, ten times at most.
+std::function<void(int64_t done, int64_t total)> LogUpload(const Log& log);
+
 // Without an instance: a worker has its name, host:port, when its port is bound.
 scheduler::WorkerIdentity IdentityFor(const std::string& role, const Config& config,
                                       const ModelDescription& model);

@@ -65,7 +65,7 @@ absl::StatusOr<int> Serve(const CommandContext& context) {
   MonotonicClock clock;
   context.err << "Loading the model ..." << std::endl;
   BATON_ASSIGN_OR_RETURN(const ModelFiles files, LoadModelFiles(config));
-  BATON_ASSIGN_OR_RETURN(EmbeddedParts parts, MakeEmbeddedParts(config, files));
+  BATON_ASSIGN_OR_RETURN(EmbeddedParts parts, MakeEmbeddedParts(config, files, context.log));
   parts.grpc_address = config.server().grpc_address();
   parts.http_address = config.server().http_address();
   const std::string roles = RolesText(parts);

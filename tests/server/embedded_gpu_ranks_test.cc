@@ -4,8 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <mutex>
 #include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "server/main_model.h"
@@ -16,6 +18,7 @@ namespace baton::server {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ContainsRegex;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using Ints = std::vector<int>;
@@ -120,6 +123,27 @@ TEST(EmbeddedGpuRanksRoom, GroupsAndHandOffsNeedNoMoreThanTheySay) {
     EXPECT_TRUE(server.Drain());
   }
   EXPECT_FALSE(simt::TakeFault().has_value());
+}
+
+// Of its ranks and their transports as well: here of weights, and of an NCCL without puts.
+TEST(EmbeddedGpuLog, HasWhatRanksAndTransportsSay) {
+  const simt::ScopedOptions options({.seed = 1});
+  const ModelFolder model("tests/data/models/bf16-lora-yarn");
+  Config config = ConfigFor(model.path(), {.transport = "nccl"});
+  config.mutable_handoff()->mutable_nccl()->set_one_sided(true);
+  std::mutex mutex;
+  std::string lines;
+  Server server(config, Log({.sink = [&](std::string_view line) {
+                  const std::lock_guard lock(mutex);
+                  lines.append(line).append("\n");
+                }}));
+  EXPECT_TRUE(server.Drain());
+  const std::lock_guard lock(mutex);
+  for (const char* role : {"prefill", "decode"}) {
+    const std::string who = std::string("component=") + role + " rank=0";
+    EXPECT_THAT(lines, ContainsRegex("I weights are copied to the GPU " + who));
+    EXPECT_THAT(lines, ContainsRegex("W hand-offs are not one-sided " + who + " why=.*2.28.9"));
+  }
 }
 
 // Without memory_mb: beside weights, working memory and staging, and no more than the fraction.

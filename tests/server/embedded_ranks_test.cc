@@ -233,13 +233,13 @@ TEST(EmbeddedRanksConfig, RanksThatTheModelCannotHaveAreRefused) {
   const ModelFolder model("tests/data/models/bf16-lora-yarn");
   Config config = ConfigFor(model.path(), {8, 1});
   const ModelFiles files = LoadModelFiles(config).value();
-  absl::Status status = MakeEmbeddedParts(config, files).status();
+  absl::Status status = MakeEmbeddedParts(config, files, Log()).status();
   EXPECT_TRUE(absl::IsInvalidArgument(status));
   EXPECT_THAT(std::string(status.message()),
               HasSubstr("prefill.ranks: 8 is more than the 4 attention heads"));
   config = ConfigFor(model.path(), {4, 1});
   config.mutable_kernels()->set_pin_threads(true);
-  status = MakeEmbeddedParts(config, files).status();
+  status = MakeEmbeddedParts(config, files, Log()).status();
   EXPECT_TRUE(absl::IsInvalidArgument(status));
   EXPECT_THAT(std::string(status.message()), HasSubstr("kernels.pin_threads"));
 }

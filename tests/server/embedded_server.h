@@ -91,10 +91,10 @@ inline std::vector<ClientRequest> TokenRequests(uint64_t seed, const std::vector
 // All roles in this process, with as many ranks as the configuration says.
 class Server {
  public:
-  explicit Server(const Config& config)
+  explicit Server(const Config& config, const Log& log = Log())
       : files_(LoadModelFiles(config).value()),
         metrics_(MetricsOptionsFor(config, files_.description)) {
-    EmbeddedParts parts = MakeEmbeddedParts(config, files_).value();
+    EmbeddedParts parts = MakeEmbeddedParts(config, files_, log).value();
     for (const EmbeddedRank& rank : parts.prefill_ranks) {
       carriers_.insert(rank.transport->capabilities().name);
     }
@@ -102,7 +102,7 @@ class Server {
       carriers_.insert(rank.transport->capabilities().name);
       if (rank.group != nullptr) decode_.push_back(rank.group->seat.get());
     }
-    embedded_ = Embedded::Start(std::move(parts), clock_, metrics_, Log()).value();
+    embedded_ = Embedded::Start(std::move(parts), clock_, metrics_, log).value();
   }
 
   std::vector<std::vector<TokenId>> TokensOf(const std::vector<ClientRequest>& requests) {
