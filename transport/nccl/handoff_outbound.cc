@@ -251,7 +251,7 @@ void HandoffOutbound::OpenChannel(Peer& peer, Tick now) {
     } else {
       channel = MakePairChannel(context_.channel, id, ChannelEnd::kSender);
     }
-    ++context_.counters.communicators;
+    if (made == ncclSuccess) ++context_.counters.communicators;
     Tell(peer.socket, {.kind = HandoffKind::kOpen,
                        .number = peer.serial,
                        .address = window_bytes,

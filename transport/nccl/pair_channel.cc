@@ -66,11 +66,10 @@ absl::Status PairChannel::Connect(const ncclUniqueId& id, ChannelEnd end) {
 void PairChannel::Poll() {
   if (state_ == State::kAborted || !failure_.ok()) return;
   if (in_transition() || stream_.is_busy()) {
-    ncclResult_t result = ncclSuccess;
-    failure_ = NcclStatus(ncclCommGetAsyncError(comm_, &result), "ncclCommGetAsyncError");
-    if (failure_.ok()) failure_ = NcclStatus(result, "NCCL");
+    const absl::StatusOr<bool> is_done = NcclIsDone(comm_);
+    failure_ = is_done.status();
     if (!failure_.ok()) return;
-    if (result == ncclSuccess && in_transition()) {
+    if (*is_done && in_transition()) {
       const bool was_launching = std::exchange(state_, State::kReady) == State::kLaunching;
       if (was_launching) failure_ = stream_.MarkEnd(launching_);
       if (!failure_.ok()) return;

@@ -124,10 +124,9 @@ PutChannel::~PutChannel() {
 void PutChannel::Poll() {
   if (state_ == State::kAborted || !failure_.ok()) return;
   if (in_transition() || stream_.is_busy()) {
-    ncclResult_t result = ncclSuccess;
-    failure_ = NcclStatus(ncclCommGetAsyncError(comm_, &result), "ncclCommGetAsyncError");
-    if (failure_.ok()) failure_ = NcclStatus(result, "NCCL");
-    if (failure_.ok() && result == ncclSuccess) failure_ = Advance();
+    const absl::StatusOr<bool> is_done = NcclIsDone(comm_);
+    failure_ = is_done.status();
+    if (failure_.ok() && *is_done) failure_ = Advance();
     if (!failure_.ok()) return;
   }
   failure_ = stream_.Poll();
