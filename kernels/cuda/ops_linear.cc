@@ -34,7 +34,7 @@ absl::StatusOr<GroupTable> PlaceTable(CudaState& state, const GroupedLinearArgs&
   for (const Weight& weight : args.w) weights.push_back(GemmWeightOf(weight));
   for (const Weight& weight : args.w2) weights.push_back(GemmWeightOf(weight));
   const auto lattice_of = [&](size_t begin, size_t count) {
-    if (count == 0) return GemmLattice{};
+    if (count == 0 || !state.warpgroups()) return GemmLattice{};  // others have no use for it
     return FindLattice(std::span(weights).subspan(begin, count), args.out.dim(1),
                        static_cast<int>(DTypeBytes(args.w[0].w.dtype)));
   };
